@@ -1,0 +1,60 @@
+"""Keep, save and choose between the EMA and the non-EMA weights of a OneTrainer run.
+
+Everything named here is imported on first use, so that `import onetrainer_ema_select` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onetrainer_ema_select.errors import (
+        EmaSelectError,
+        HostMismatchError,
+        HostNotFoundError,
+        ManifestError,
+        NamesError,
+        ResumeError,
+        SettingsError,
+        StoreError,
+    )
+    from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet, parse_settings
+    from onetrainer_ema_select.tracks import WeightTracks
+    from onetrainer_ema_select.workspace import newest_complete_backup, scan_workspace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EmaSelectError",
+    "EmaSelectSettings",
+    "HostMismatchError",
+    "HostNotFoundError",
+    "ManifestError",
+    "NamesError",
+    "ResumeError",
+    "SettingsError",
+    "StoreError",
+    "WeightSet",
+    "WeightTracks",
+    "__version__",
+    "newest_complete_backup",
+    "parse_settings",
+    "scan_workspace",
+]
+
+MODULES = {
+    "EmaSelectSettings": "settings",
+    "WeightSet": "settings",
+    "WeightTracks": "tracks",
+    "newest_complete_backup": "workspace",
+    "parse_settings": "settings",
+    "scan_workspace": "workspace",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{MODULES.get(name, 'errors')}")
+    return getattr(module, name)

@@ -1,0 +1,132 @@
+"""`doctor`: does the plugin fit this OneTrainer?"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import typer
+
+from onetrainer_ema_select import __version__
+from onetrainer_ema_select.cli.common import (
+    PACKAGE,
+    DirectoryArgument,
+    JsonOption,
+    OneTrainerOption,
+    echo_json,
+    named_onetrainer,
+)
+from onetrainer_ema_select.host import dropin
+from onetrainer_ema_select.host.locate import host_commit, host_python, python_without_package
+from onetrainer_ema_select.host.seams import SeamResult, check_source
+
+EXAMPLE = f"Example: {PACKAGE} doctor ~/OneTrainer"
+
+#: What the plugin needs; where one is missing in OneTrainer's Python, the plugin cannot start.
+REQUIRED = ("torch", "numpy", "safetensors", "pydantic", "typer", "rich", "tqdm")
+
+
+def doctor(
+    directory: DirectoryArgument = None, onetrainer: OneTrainerOption = None, as_json: JsonOption = False
+) -> None:
+    """Check each place where the plugin meets OneTrainer, and the environment; say what to do.
+
+    Reads OneTrainer's source and runs none of it. Exit code 1 where something does not fit.
+    """
+    folder = named_onetrainer(directory, onetrainer)
+    seams = check_source(folder)
+    packages = {name: version_of(name) for name in REQUIRED}
+    state = dropin_state(folder)
+    actions = advice(folder, seams=seams, packages=packages, state=state)
+    ok = all(seam.ok for seam in seams) and all(packages.values())
+    if as_json:
+        echo_json(
+            {
+                "ok": ok,
+                "onetrainer": folder,
+                "onetrainer_commit": host_commit(folder),
+                "onetrainer_python": host_python(folder),
+                "enabled": state,
+                "plugin": __version__,
+                "python": platform.python_version(),
+                "python_executable": sys.executable,
+                "packages": packages,
+                "seams": [
+                    {"seam": seam.seam.label, "ok": seam.ok, "found": seam.found, "sentence": seam.sentence}
+                    for seam in seams
+                ],
+                "advice": actions,
+            }
+        )
+    else:
+        typer.echo(f"OneTrainer   {folder}")
+        typer.echo(f"commit       {host_commit(folder) or 'unknown (not a git checkout)'}")
+        typer.echo(f"plugin       {PACKAGE} {__version__}, {ENABLED_TEXT[state]}")
+        typer.echo(f"Python       {platform.python_version()}, {sys.executable}")
+        listed = ", ".join(f"{name} {version or 'MISSING'}" for name, version in packages.items())
+        typer.echo(f"packages     {listed}")
+        typer.echo()
+        for seam in seams:
+            typer.echo(f"{'ok  ' if seam.ok else 'NOT '} {seam.sentence}")
+        typer.echo()
+        fitting = sum(seam.ok for seam in seams)
+        typer.echo(f"{fitting} of {len(seams)} seams are as expected.")
+        for line in actions:
+            typer.echo(line)
+    raise typer.Exit(0 if ok else 1)
+
+
+ENABLED_TEXT = {
+    "current": "enabled in this OneTrainer",
+    "outdated": "enabled in this OneTrainer by another version",
+    "absent": "not enabled in this OneTrainer",
+    "foreign": "not enabled: a file of somebody else has its name",
+}
+
+
+def dropin_state(folder: Path) -> str:
+    """`current`, `outdated` (another version's), `absent`, or `foreign` (not ours)."""
+    if dropin.is_current(folder):
+        return "current"
+    if dropin.is_enabled(folder):
+        return "outdated"
+    return "foreign" if dropin.dropin_path(folder).exists() else "absent"
+
+
+def version_of(name: str) -> str | None:
+    """The installed version of a package, None where it is missing."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def advice(folder: Path, *, seams: tuple[SeamResult, ...], packages: dict[str, str | None], state: str) -> list[str]:
+    """What to do, one sentence each; the last one is about using the plugin where nothing is wrong."""
+    actions = []
+    if not all(seam.ok for seam in seams):
+        actions.append(
+            "This OneTrainer is not one that the plugin knows, so it refuses to run with it. "
+            f"Update the plugin: pip install --upgrade {PACKAGE}"
+        )
+    if missing := [name for name, version in packages.items() if version is None]:
+        actions.append(f"Install what is missing: pip install {' '.join(missing)}")
+    if python := python_without_package(folder):
+        actions.append(
+            "The plugin is not installed in OneTrainer's own Python; the one above is another. "
+            f'Install it: "{python}" -m pip install {PACKAGE}'
+        )
+    if state == "outdated":
+        actions.append(f'Renew the file in OneTrainer: {PACKAGE} enable "{folder}"')
+    if state == "foreign":
+        actions.append(f"Move {dropin.dropin_path(folder)} away: it is not the plugin's.")
+    if not actions and state == "absent":
+        actions.append(
+            f'Nothing to mend. To start the plugin with OneTrainer: {PACKAGE} enable "{folder}"; '
+            f"for one run only: {PACKAGE} train --config-path FILE"
+        )
+    if not actions:
+        actions.append("Nothing to mend. A run uses the plugin when its config says ema_select.enabled=true.")
+    return actions

@@ -1,0 +1,80 @@
+"""What a run says at its start: what was loaded, what is kept, and what that takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from onetrainer_ema_select.host.session import Session
+from onetrainer_ema_select.settings import EmaDtype, SaveSets, WeightSet
+
+_GB = 1e9
+
+
+def announce(session: Session) -> None:
+    """Print the start sentences, and put the first one into the window's status line."""
+    lines = [session.plan.sentence, *session.match_notes, memory_sentence(session), disk_sentence(session)]
+    if session.milestones.pending:
+        owed = ", ".join(session.milestones.pending)
+        lines.append(f"Owed from before the interruption, written with the next save: {owed}.")
+    for line in lines:
+        if line:
+            session.reporter.say(line)
+    session.reporter.status(f"ema_select: {session.plan.sentence}")
+
+
+def memory_sentence(session: Session) -> str:
+    """What the average takes, and the way out where that is a lot on a GPU."""
+    if session.ema is None:
+        return ""
+    tracks = session.ema.tracks
+    size = tracks.nbytes
+    live = sum(parameter.nbytes for parameter in _parameters(session))
+    exact = session.settings.ema_dtype is EmaDtype.FLOAT_32
+    kind = "float32" if exact else "the weights' own precision"
+    text = f"The EMA of {len(tracks.names)} weights takes {gigabytes(size)} in {kind} on {tracks.device}"
+    if size > live and tracks.device.type == "cuda":
+        text += (
+            f" ({size / max(live, 1):.1f} times the weights themselves; if that is too much, set ema to CPU, or "
+            "ema_select.ema_dtype to PARAMETER)"
+        )
+    return text + "."
+
+
+def disk_sentence(session: Session) -> str:
+    """Which sets are written where, and what the trained weights in them take at least."""
+    sets = session.settings.save_sets
+    dtype: torch.dtype | None = session.config.output_dtype.torch_dtype()
+    size = sum(p.numel() * (dtype.itemsize if dtype is not None else p.element_size()) for p in _parameters(session))
+    milestones = session.settings.milestones or "none"
+    if session.ema is None:
+        return f"Every save writes the non-EMA set, at least {gigabytes(size)}. Milestones: {milestones}."
+    primary = session.settings.primary_set
+    other = WeightSet.EMA if primary is WeightSet.NON_EMA else WeightSet.NON_EMA
+    match sets:
+        case SaveSets.BOTH:
+            text = (
+                f"Every save writes both sets, at least {gigabytes(2 * size)} together: {_label(primary)} under "
+                f"OneTrainer's own name, {_label(other)} beside it with -{_label(other).lower()} in its name"
+            )
+        case SaveSets.BOTH_AT_MILESTONES:
+            text = (
+                f"Milestones and the final output write both sets, at least {gigabytes(2 * size)} together; other "
+                f"saves write {_label(primary)} alone, at least {gigabytes(size)}"
+            )
+        case _:
+            text = f"Every save writes the {_label(WeightSet[str(sets)])} set alone, at least {gigabytes(size)}"
+    return f"{text}. Milestones: {milestones}."
+
+
+def gigabytes(size: int) -> str:
+    """A size for people: GB, or MB below a tenth of that."""
+    return f"{size / _GB:.1f} GB" if size >= 0.1 * _GB else f"{size / 1e6:.1f} MB"
+
+
+def _label(weight_set: WeightSet) -> str:
+    return "EMA" if weight_set is WeightSet.EMA else "non-EMA"
+
+
+def _parameters(session: Session) -> list[Tensor]:
+    return [parameter for parameter in session.model.parameters.parameters() if parameter.requires_grad]

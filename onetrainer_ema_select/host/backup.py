@@ -1,0 +1,97 @@
+"""Backups: OneTrainer's own, whole before they are seen, with a manifest of what they hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from onetrainer_ema_select import __version__, store
+from onetrainer_ema_select.host.locate import host_commit
+from onetrainer_ema_select.host.request import SaveRequest
+from onetrainer_ema_select.host.session import Session
+from onetrainer_ema_select.integrity import EMA_FILE
+from onetrainer_ema_select.manifest import (
+    CONFIG_NAME,
+    FOLDER,
+    EmaRecord,
+    Manifest,
+    ParameterRecord,
+    write_manifest,
+)
+
+
+def write_backup(session: Session, request: SaveRequest, destination: Path) -> None:
+    """Write a backup in private, then move it to ``workspace/backup`` in one step.
+
+    Raises:
+        Exception: What OneTrainer's saver or the file system raised; OneTrainer catches it, shows it and
+            goes on training. Nothing is left in ``workspace/backup`` then.
+    """
+    try:
+        staging = store.Staging(destination, workspace=session.workspace)
+        try:
+            request.write(staging.path)
+            _describe(session, request.model, staging.path)
+            staging.publish()
+        finally:
+            staging.discard()
+    except Exception as error:
+        session.reporter.problem(f"The backup {destination.name} could not be written.", error)
+        if session.ending:
+            session.lost.append(f"the backup {destination.name} ({error})")
+        raise
+
+
+def _describe(session: Session, model: Any, folder: Path) -> None:
+    """Add what the plugin knows. A backup without it is still a backup, so a failure is only reported."""
+    try:
+        own = folder / FOLDER
+        own.mkdir()
+        config = json.dumps(session.config.to_settings_dict(secrets=False), indent=1)
+        (own / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+        write_manifest(backup_manifest(session, model), own)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a mistake of ours must not cost a backup
+        session.reporter.problem(
+            f"The backup {folder.name} is complete, but could not be described: weights can be matched by "
+            "position only. Please report this.",
+            error,
+        )
+
+
+def backup_manifest(session: Session, model: Any) -> Manifest:
+    """The manifest of a backup made now."""
+    progress = model.train_progress
+    ema = None
+    if session.ema is not None:
+        tracks = session.ema.tracks
+        ema = EmaRecord(
+            file=EMA_FILE.as_posix(),
+            dtype=str(session.settings.ema_dtype),
+            decay=tracks.decay,
+            update_step_interval=tracks.update_step_interval,
+            updates=tracks.updates,
+            step=progress.global_step,
+        )
+    parameters = tuple(
+        ParameterRecord(name=name, shape=tuple(parameter.shape), dtype=str(parameter.dtype).removeprefix("torch."))
+        for name, parameter in zip(session.names, model.parameters.parameters(), strict=True)
+    )
+    return Manifest(
+        kind="backup",
+        plugin_version=__version__,
+        onetrainer_commit=host_commit(Path.cwd()) or "",
+        run=session.run,
+        step=progress.global_step,
+        epoch=progress.epoch,
+        epoch_step=progress.epoch_step,
+        model_type=str(session.config.model_type),
+        training_method=str(session.config.training_method),
+        parameters=parameters,
+        ema=ema,
+        leg=session.plan.leg,
+        parked=tuple(session.parked),
+        pending_milestones=session.milestones.pending,
+    )

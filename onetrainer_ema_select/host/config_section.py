@@ -1,0 +1,145 @@
+"""The ``ema_select`` section of OneTrainer's configuration, derived from the settings model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from modules.util.config.BaseConfig import BaseConfig
+
+from onetrainer_ema_select.errors import SECTION, SettingsError
+from onetrainer_ema_select.host.install import install
+from onetrainer_ema_select.settings import EmaSelectSettings, parse_settings
+
+
+class _Types(dict[str, type]):
+    """The section's types; a key that is not one of ours counts as text.
+
+    OneTrainer looks up the type of a ``--config-value`` before it sets it; so a mistyped key arrives here and
+    is named with the right ones instead of ending in a KeyError.
+    """
+
+    def __missing__(self, key: str) -> type:
+        return str
+
+
+class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
+    """The section as OneTrainer handles it: loaded, saved and shown like its own.
+
+    OneTrainer drops keys that it does not know and values that it cannot set. This section keeps what it was
+    given, writes it out again, and has it judged by :func:`settings.parse_settings` when a run begins.
+    """
+
+    def __init__(self) -> None:
+        """Create the section with its defaults."""
+        rows = []
+        for name, field in EmaSelectSettings.model_fields.items():
+            default = field.get_default()
+            rows.append((name, default, type(default), False))
+        super().__init__(rows)
+        self.types: dict[str, type] = _Types(vars(self)["types"])
+        # What was read: the raw value, and what the attribute became by it. An attribute that has another
+        # value since (set in the window) counts instead of the raw one.
+        self._given: dict[str, tuple[Any, Any]] = {}
+        self._not_a_section: Any = None
+        # The run that this very configuration drives; copies have none.
+        self.session: Any = None
+
+    @staticmethod
+    def default_values() -> EmaSelectConfig:
+        """The section with its defaults."""
+        return EmaSelectConfig()
+
+    def from_dict(self, data: Any, migrate: bool = True) -> EmaSelectConfig:
+        """Read values; whatever is wrong with them is kept for :meth:`settings`."""
+        if not isinstance(data, dict):
+            self._not_a_section = data
+            return self
+        settable = {key: value for key, value in data.items() if self._can_set(key, value)}
+        super().from_dict(settable, migrate=migrate)
+        for key, value in data.items():
+            self._given[key] = (
+                value,
+                getattr(self, key, None) if key in self.default_values_by_name else None,
+            )
+        return self
+
+    @property
+    def default_values_by_name(self) -> dict[str, Any]:
+        """The defaults. OneTrainer's instances shadow ``default_values()`` with this mapping."""
+        return vars(self)["default_values"]  # type: ignore[no-any-return]
+
+    def _can_set(self, key: str, value: Any) -> bool:
+        """Whether OneTrainer can set this, so that it does not print about what we are going to name anyway."""
+        if key not in self.default_values_by_name:
+            return key.startswith("__")
+        kind = self.types[key]
+        if issubclass(kind, Enum):
+            return value in kind.__members__ or isinstance(value, kind)
+        if kind is bool:
+            return isinstance(value, bool)
+        if kind is int:
+            return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, str)
+
+    def raw(self) -> Any:
+        """The section as it was typed, with what the window has changed since."""
+        if self._not_a_section is not None:
+            return self._not_a_section
+        values = {key: value for key, (value, _) in self._given.items() if not key.startswith("__")}
+        for name in self.default_values_by_name:
+            current = getattr(self, name)
+            value, became = self._given.get(name, (None, self.default_values_by_name[name]))
+            if current != became or (name in self._given and current == value):
+                values[name] = str(current) if isinstance(current, Enum) else current
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """The section for a file: defaults filled in, and wrong values as they were typed."""
+        if self._not_a_section is not None:
+            return self._not_a_section  # type: ignore[no-any-return]
+        data: dict[str, Any] = super().to_dict()
+        data.update(self.raw())
+        return data
+
+    def settings(self) -> EmaSelectSettings:
+        """The checked settings.
+
+        Raises:
+            SettingsError: Naming all that is wrong.
+        """
+        return parse_settings(self.raw())
+
+    def asks_for_plugin(self) -> bool:
+        """Whether a run is to be driven by the plugin; anything but a clear "no" counts as asking.
+
+        A section with mistakes that is switched off leaves OneTrainer alone.
+        """
+        raw = self.raw()
+        if not isinstance(raw, dict):
+            return True
+        try:
+            return parse_settings({"enabled": raw.get("enabled", False)}).enabled
+        except SettingsError:
+            return True
+
+    def mistakes_while_off(self) -> str:
+        """What is wrong in a section that is switched off, empty where nothing is."""
+        try:
+            self.settings()
+        except SettingsError as error:
+            return str(error)
+        return ""
+
+
+def default_values(original: Callable[[], Any]) -> Any:
+    """Stand in for ``TrainConfig.default_values``: OneTrainer's defaults with the section added."""
+    install()
+    config = original()
+    section = EmaSelectConfig()
+    config.types[SECTION] = EmaSelectConfig
+    config.nullables[SECTION] = False
+    config.default_values[SECTION] = section
+    setattr(config, SECTION, section)
+    return config

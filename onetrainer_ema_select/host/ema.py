@@ -1,0 +1,77 @@
+"""The average as OneTrainer sees it: the object that it keeps as ``model.ema``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onetrainer_ema_select.tracks import WeightTracks
+
+
+class HostEma:
+    """Speaks OneTrainer's language and delegates to :class:`WeightTracks`.
+
+    OneTrainer copies the EMA into the model before samples and before saves alike. A save needs no copy (see
+    :class:`state_dict_view.StateDictView`), so here copying only notes what is wanted, and the sampler's wrap
+    does it when a sample is really made. That keeps a save from ever touching a live weight.
+    """
+
+    def __init__(self, tracks: WeightTracks) -> None:
+        """Wrap tracks; nothing is shown."""
+        self.tracks = tracks
+        self.ema_wanted = False
+
+    def before_sample(self) -> None:
+        """Put the set that OneTrainer asked for into the model. Stays until it asks for the other one."""
+        if self.ema_wanted:
+            self.tracks.show_ema()
+        else:
+            self.tracks.show_live()
+
+    def settle(self) -> None:
+        """Have the live weights in the model, whatever was interrupted before."""
+        self.ema_wanted = False
+        self.tracks.show_live()
+
+    def copy_ema_to(self, parameters: Iterable[Tensor], store_temp: bool = True) -> None:
+        """Note that the EMA is wanted."""
+        del parameters, store_temp
+        self.ema_wanted = True
+
+    def copy_temp_to(self, parameters: Iterable[Tensor]) -> None:
+        """Go back to the live weights."""
+        del parameters
+        self.settle()
+
+    def get_current_decay(self, optimization_step: int) -> float:
+        """Decay of the update at this optimizer step."""
+        return self.tracks.get_current_decay(optimization_step)
+
+    def step(self, parameters: Iterable[Tensor], optimization_step: int) -> None:
+        """Average, if an update is due."""
+        self.tracks.step(parameters, optimization_step)
+
+    @property
+    def decay(self) -> float:
+        """Upper bound of the decay."""
+        return self.tracks.decay
+
+    @property
+    def ema_parameters(self) -> list[Tensor]:
+        """The averages in OneTrainer's order."""
+        return self.tracks.ema_parameters
+
+    def state_dict(self) -> dict[str, Any]:
+        """What OneTrainer writes into ``ema.pt``."""
+        return self.tracks.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what stands in an ``ema.pt``."""
+        self.tracks.load_state_dict(state_dict)
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        """Move the averages."""
+        self.tracks.to(device, dtype)

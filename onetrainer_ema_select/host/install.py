@@ -1,0 +1,102 @@
+"""Check, install and undo the seams that are replaced: all of them or none, once."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from onetrainer_ema_select.errors import HostMismatchError
+from onetrainer_ema_select.host import seams
+
+_FIRST = next(seam for seam in seams.SEAMS if seam.replacement.startswith("config_section:"))
+
+# Owner, attribute and what stood there, in the order of installation. Empty: nothing is installed.
+_installed: list[tuple[Any, str, Any]] = []
+_mismatches: tuple[str, ...] = ()
+
+
+def arm() -> None:
+    """Get ready to install, while OneTrainer is still being imported.
+
+    Only ``TrainConfig.default_values`` is wrapped now: its module is no part of OneTrainer's import circle.
+    Its first call, which comes before any trainer or window exists, installs the rest. Calling this again
+    does nothing.
+
+    Raises:
+        ImportError: If OneTrainer's modules are not on the path.
+    """
+    if _installed:
+        return
+    owner, name, raw = seams.resolve(_FIRST)
+    replacement = seams.load_replacement(_FIRST)
+    _installed.append((owner, name, raw))
+    setattr(owner, name, staticmethod(_wrapped(raw.__func__, replacement)))
+
+
+def install() -> tuple[str, ...]:
+    """Check every seam, then replace those that are to be replaced; a second call does nothing.
+
+    Returns:
+        What does not fit, a sentence each. Nothing has been replaced then, and every run that asks for the
+        plugin is refused when its trainer starts.
+    """
+    global _mismatches
+    if len(_installed) > 1 or _mismatches:
+        return _mismatches
+    _mismatches = seams.mismatches(seams.check_live())
+    if _mismatches:
+        _refuse_runs()
+        return _mismatches
+    for seam in seams.SEAMS:
+        if not seam.replacement or seam is _FIRST:
+            continue
+        owner, name, raw = seams.resolve(seam)
+        _installed.append((owner, name, raw))
+        setattr(owner, name, _wrapped(raw, seams.load_replacement(seam)))
+    return ()
+
+
+def disarm() -> None:
+    """Put everything back as it was, in reverse."""
+    global _mismatches
+    while _installed:
+        owner, name, raw = _installed.pop()
+        setattr(owner, name, raw)
+    _mismatches = ()
+
+
+def _wrapped(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return replacement(original, *args, **kwargs)
+
+    return wrapper
+
+
+def _refuse_runs() -> None:
+    """Stop runs that ask for the plugin on a host it does not know.
+
+    The trainer's constructor is the one thing that every version has; the error itself is raised by
+    ``start``, where the window catches it.
+    """
+    try:
+        trainer = importlib.import_module("modules.trainer.BaseTrainer").BaseTrainer
+    except (ImportError, AttributeError):
+        return
+    original = trainer.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        section = getattr(self.config, "ema_select", None)
+        if section is not None and section.asks_for_plugin():
+
+            def start() -> None:
+                raise HostMismatchError(_mismatches)
+
+            self.start = start
+
+    _installed.append((trainer, "__init__", original))
+    trainer.__init__ = init

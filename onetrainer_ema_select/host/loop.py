@@ -1,0 +1,86 @@
+"""The training loop's seams: where a run begins, what it resumes from, its progress and its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from onetrainer_ema_select.errors import SECTION, EmaSelectError
+from onetrainer_ema_select.host.report import Reporter
+from onetrainer_ema_select.host.session import Session, clear_leftovers, session_of
+
+
+def create_model_loader(original: Callable[[Any], Any], trainer: Any) -> Any:
+    """Stand in for ``BaseTrainer.create_model_loader``, the first thing that OneTrainer's ``start`` calls.
+
+    Raises:
+        EmaSelectError: If the run would be useless: wrong settings, or a set that the backup does not hold.
+    """
+    section = getattr(trainer.config, SECTION, None)
+    if section is None:
+        return original(trainer)
+    if not section.asks_for_plugin():
+        mistakes = section.mistakes_while_off()
+        if mistakes:
+            Reporter(trainer.callbacks.on_update_status).say(
+                f"The plugin is off for this run ({SECTION}.enabled is false). {mistakes}"
+            )
+        return original(trainer)
+    try:
+        session = Session(trainer, section.settings())
+    except EmaSelectError as error:
+        # The window shows only that there was an error; its status line can say which.
+        Reporter(trainer.callbacks.on_update_status).status(str(error))
+        raise
+    session.register()
+    _attach(session)
+    return original(trainer)
+
+
+def last_backup_path(original: Callable[[Any], str | None], config: Any) -> str | None:
+    """Stand in for ``TrainConfig.get_last_backup_path``: the backup that the plan was made for."""
+    session = session_of(config)
+    if session is None:
+        return original(config)
+    return None if session.backup is None else str(session.backup)
+
+
+def _attach(session: Session) -> None:
+    """Follow the run by wrapping two functions of its own objects, which are put back when it ends."""
+    from modules.util import multi_gpu_util
+
+    trainer, callbacks = session.trainer, session.trainer.callbacks
+    master = multi_gpu_util.is_master()
+    original_progress = callbacks.on_update_train_progress
+    original_end = trainer.end
+
+    def on_update_train_progress(train_progress: Any, max_step: int, max_epoch: int, *args: Any) -> Any:
+        try:
+            # Every process alike: OneTrainer reads the save command on the first one only.
+            if session.milestones.advance(train_progress, epoch_length=max_step, epochs=max_epoch):
+                trainer.commands.save()
+        except Exception as error:  # noqa: BLE001 - nothing of ours may end a run
+            session.reporter.problem("A milestone could not be worked out.", error)
+        return original_progress(train_progress, max_step, max_epoch, *args)
+
+    def end() -> None:
+        session.ending = True
+        try:
+            session.settle()
+            original_end()
+        except BaseException:
+            session.reporter.repeat_problems()
+            raise
+        finally:
+            trainer.__dict__.pop("end", None)
+            callbacks.__dict__.pop("on_update_train_progress", None)
+            session.close()
+        if master:
+            session.finish()
+
+    callbacks.on_update_train_progress = on_update_train_progress
+    trainer.end = end
+    if master:
+        clear_leftovers(session)
+        for sentence in session.skipped:
+            session.reporter.say(sentence)

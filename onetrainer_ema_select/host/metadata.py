@@ -1,0 +1,66 @@
+"""Marks that tell two files apart: in a model's own metadata, or in one small file of a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from modules.util.modelSpec.ModelSpec import ModelSpec
+
+from onetrainer_ema_select import store
+
+FOLDER_FILE = "ema_select.json"
+
+
+@contextlib.contextmanager
+def marked(model: Any, marks: dict[str, str], *, title: str) -> Iterator[None]:
+    """Have the headers that OneTrainer writes in the meantime carry the marks and a title of their own.
+
+    OneTrainer copies ``model.model_spec`` for every header and asks the copy for its dictionary. So a
+    subclass answers with the marks added; the hash, which is computed elsewhere, stays right.
+
+    Args:
+        model: OneTrainer's model; its ``model_spec`` is exchanged for the time.
+        marks: Keys and values to add.
+        title: Replaces ``modelspec.title``, which otherwise is the base model's in every file.
+    """
+    original = model.model_spec
+    base = ModelSpec() if original is None else original
+
+    def to_dict(self: Any) -> dict[str, Any]:
+        return {**base_class.to_dict(self), **marks}
+
+    base_class = type(base)
+    spec = copy.copy(base)
+    spec.__class__ = type(base_class.__name__, (base_class,), {"to_dict": to_dict})
+    spec.title = title
+    model.model_spec = spec
+    try:
+        yield
+    finally:
+        model.model_spec = original
+
+
+def mark_files(path: Path, marks: dict[str, str]) -> None:
+    """Mark what has no header of OneTrainer's: folders by a JSON file, embeddings in their own header.
+
+    Args:
+        path: The model that was written, still in private: a file or a folder.
+        marks: Keys and values.
+
+    Raises:
+        OSError: If the file system refuses.
+    """
+    embeddings = path.with_name(f"{path.name}_embeddings")
+    files = sorted(embeddings.glob("*.safetensors")) if embeddings.is_dir() else []
+    if path.is_dir():
+        store.write_json(path / FOLDER_FILE, marks)
+    elif path.is_file():
+        files.append(path)
+    for file in files:
+        with contextlib.suppress(ValueError):  # a format of another kind, which carries no such header
+            if "ema_select.set" not in store.read_metadata(file):
+                store.add_metadata(file, marks)

@@ -1,0 +1,51 @@
+"""What the plugin tells the user: at once, and what went wrong again at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+
+class Reporter:
+    """Prints between OneTrainer's progress bars and remembers problems."""
+
+    def __init__(self, status: Callable[[str], None]) -> None:
+        """Create a reporter.
+
+        Args:
+            status: Shows a line in the window's status bar; its failures are ignored.
+        """
+        self._status = status
+        self.problems: list[str] = []
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        with contextlib.suppress(OSError, ValueError):  # a closed or broken console must not end a run
+            tqdm.write(f"[ema_select] {text}")
+
+    def status(self, text: str) -> None:
+        """Show a line in the window."""
+        with contextlib.suppress(Exception):
+            self._status(text)
+
+    def problem(self, text: str, error: BaseException | None = None) -> None:
+        """Print what went wrong, with its cause, now and once more at the end."""
+        if error is not None:
+            text = f"{text} Cause: {type(error).__name__}: {error}"
+            trace = "".join(traceback.format_exception(error))
+            with contextlib.suppress(OSError, ValueError):
+                tqdm.write(trace.rstrip())
+        self.problems.append(text)
+        self.say(f"PROBLEM: {text}")
+
+    def repeat_problems(self) -> None:
+        """Print all problems again; they may have scrolled away days ago."""
+        if not self.problems:
+            return
+        self.say(f"{len(self.problems)} problem(s) in this run:")
+        for text in self.problems:
+            self.say(f"- {text}")
+        self.status(f"ema_select: {self.problems[-1]}")

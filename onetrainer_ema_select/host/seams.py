@@ -1,0 +1,256 @@
+"""Every place where the plugin meets OneTrainer, as one table.
+
+The table drives the check before anything is patched, the installation, its undoing and ``doctor``. A place
+that is not in it is not used.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One function of the host that the plugin replaces, wraps or relies on.
+
+    Attributes:
+        module: Dotted name of the host's module.
+        name: ``function``, or ``Class.method``.
+        parameters: The names that the plugin passes or receives, in order. More parameters are accepted
+            where they have defaults: the plugin passes on what it does not know.
+        use: What for, in a few words, for ``doctor``.
+        replacement: ``module:function`` below ``onetrainer_ema_select.host`` that takes the original as its
+            first argument; empty where the seam is wrapped on one object of a run, or only called.
+    """
+
+    module: str
+    name: str
+    parameters: tuple[str, ...]
+    use: str
+    replacement: str = ""
+
+    @property
+    def label(self) -> str:
+        """How it is named to people."""
+        return f"{self.module}:{self.name}"
+
+
+_TRAINER = "modules.trainer.BaseTrainer"
+_CONFIG = "modules.util.config.TrainConfig"
+_BASE_CONFIG = "modules.util.config.BaseConfig"
+_EMA = "modules.module.EMAModule"
+_CALLBACKS = "modules.util.callbacks.TrainCallbacks"
+_SAVE = ("self", "model", "model_type", "output_model_format", "output_model_destination", "dtype")
+
+SEAMS: tuple[Seam, ...] = (
+    # Replaced, on the class or module, for all runs; each passes straight on where the section is off.
+    Seam(_CONFIG, "TrainConfig.default_values", (), "adds the section", "config_section:default_values"),
+    Seam(_CONFIG, "TrainConfig.get_last_backup_path", ("self",), "chooses the backup", "loop:last_backup_path"),
+    Seam(_TRAINER, "BaseTrainer.create_model_loader", ("self",), "begins a run", "loop:create_model_loader"),
+    Seam(
+        _TRAINER,
+        "BaseTrainer.create_model_setup",
+        ("self",),
+        "applies the resume choice",
+        "setup:create_setup",
+    ),
+    Seam(_TRAINER, "BaseTrainer.create_model_saver", ("self",), "writes both sets", "saver:create_saver"),
+    Seam(
+        _TRAINER,
+        "BaseTrainer.create_model_sampler",
+        ("self", "model"),
+        "shows a set",
+        "sampler:create_sampler",
+    ),
+    Seam(
+        "modules.util.create",
+        "create_ema",
+        ("parameters", "state_dict", "config"),
+        "keeps the average",
+        "setup:create_ema",
+    ),
+    # Wrapped on the objects of one run, or called; here so that a change is found before a run begins.
+    Seam(
+        "modules.modelSetup.BaseModelSetup",
+        "BaseModelSetup.create_parameters",
+        ("self", "model", "config"),
+        "names the weights",
+    ),
+    Seam("modules.modelSaver.BaseModelSaver", "BaseModelSaver.save", _SAVE, "writes files"),
+    Seam("modules.modelSampler.BaseModelSampler", "BaseModelSampler.sample", ("self",), "makes samples"),
+    Seam(_TRAINER, "BaseTrainer.end", ("self",), "ends a run"),
+    Seam(
+        _CALLBACKS,
+        "TrainCallbacks.on_update_train_progress",
+        ("self", "train_progress", "max_step", "max_epoch"),
+        "counts steps",
+    ),
+    Seam(_CALLBACKS, "TrainCallbacks.on_update_status", ("self", "status"), "shows messages"),
+    Seam("modules.util.commands.TrainCommands", "TrainCommands.save", ("self",), "asks for a milestone's save"),
+    Seam(
+        "modules.util.optimizer_util",
+        "init_model_parameters",
+        ("model", "parameters", "train_device"),
+        "calls create_ema",
+    ),
+    Seam(
+        "modules.util.NamedParameterGroup",
+        "NamedParameterGroupCollection.parameters",
+        ("self",),
+        "lists the weights",
+    ),
+    Seam("modules.util.multi_gpu_util", "is_master", (), "tells the first process"),
+    Seam("modules.util.modelSpec.ModelSpec", "ModelSpec.to_dict", ("self",), "marks files"),
+    Seam(_BASE_CONFIG, "BaseConfig.__init__", ("self", "data"), "builds the section"),
+    Seam(_BASE_CONFIG, "BaseConfig.to_dict", ("self",), "writes configs"),
+    Seam(_BASE_CONFIG, "BaseConfig.from_dict", ("self", "data", "migrate"), "reads configs"),
+    Seam(_CONFIG, "TrainConfig.to_settings_dict", ("self", "secrets"), "keeps a backup's config"),
+    # The average that the plugin puts in the place of the host's must be spoken to as the host does it.
+    Seam(_EMA, "EMAModuleWrapper.step", ("self", "parameters", "optimization_step"), "averages"),
+    Seam(_EMA, "EMAModuleWrapper.get_current_decay", ("self", "optimization_step"), "averages"),
+    Seam(_EMA, "EMAModuleWrapper.copy_ema_to", ("self", "parameters", "store_temp"), "shows the EMA"),
+    Seam(_EMA, "EMAModuleWrapper.copy_temp_to", ("self", "parameters"), "shows the live weights"),
+    Seam(_EMA, "EMAModuleWrapper.state_dict", ("self",), "writes ema.pt"),
+    Seam(_EMA, "EMAModuleWrapper.load_state_dict", ("self", "state_dict"), "reads ema.pt"),
+    Seam(_EMA, "EMAModuleWrapper.to", ("self", "device", "dtype"), "moves the average"),
+)
+
+
+@dataclass(frozen=True)
+class SeamResult:
+    """What was found at a seam.
+
+    Attributes:
+        seam: The seam.
+        found: Its parameters as the host has them, None where it is missing.
+        ok: Whether the plugin can work with it.
+        sentence: The same for people: what was expected and found.
+    """
+
+    seam: Seam
+    found: str | None
+    ok: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """Parameter names in order, and how many of them, from the end, may be left out."""
+
+    names: tuple[str, ...]
+    optional: int
+
+    def __str__(self) -> str:
+        return f"({', '.join(self.names)})"
+
+
+def check_source(directory: Path) -> tuple[SeamResult, ...]:
+    """Check every seam of a OneTrainer folder by reading its source; nothing is imported or run.
+
+    Args:
+        directory: The checkout's root.
+
+    Returns:
+        A result for each seam, in the table's order.
+    """
+    trees: dict[str, ast.Module | None] = {}
+    results = []
+    for seam in SEAMS:
+        if seam.module not in trees:
+            trees[seam.module] = _parse(directory / Path(*seam.module.split(".")).with_suffix(".py"))
+        results.append(_judge(seam, _signature_in_tree(trees[seam.module], seam.name)))
+    return tuple(results)
+
+
+def check_live() -> tuple[SeamResult, ...]:
+    """Check every seam of the host in this process. Imports the host's modules that are not loaded yet."""
+    return tuple(_judge(seam, _signature_of_object(seam)) for seam in SEAMS)
+
+
+def mismatches(results: Iterable[SeamResult]) -> tuple[str, ...]:
+    """The sentences of those that do not fit."""
+    return tuple(result.sentence for result in results if not result.ok)
+
+
+def resolve(seam: Seam) -> tuple[Any, str, Any]:
+    """Find a seam in this process.
+
+    Returns:
+        The owner (class or module), the attribute's name, and the raw attribute as it stands in the owner
+        (a ``staticmethod`` object stays one).
+
+    Raises:
+        ImportError, AttributeError: If it is not there.
+    """
+    owner: Any = importlib.import_module(seam.module)
+    *path, name = seam.name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, name, inspect.getattr_static(owner, name)
+
+
+def load_replacement(seam: Seam) -> Callable[..., Any]:
+    """The plugin's function for a seam that is replaced."""
+    module, _, name = seam.replacement.partition(":")
+    replacement: Callable[..., Any] = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+    return replacement
+
+
+def _judge(seam: Seam, found: _Signature | None) -> SeamResult:
+    expected = f"({', '.join(seam.parameters)})"
+    if found is None:
+        return SeamResult(seam, None, False, f"{seam.label}: expected {expected}, found nothing of that name")
+    extra = len(found.names) - len(seam.parameters)
+    fits = found.names[: len(seam.parameters)] == seam.parameters and extra <= found.optional
+    # The sampler's own parameters are passed on unseen, so it may have any.
+    if seam.name.endswith(".sample"):
+        fits = found.names[:1] == ("self",)
+    verdict = "as expected" if fits else f"expected {expected}"
+    return SeamResult(seam, str(found), fits, f"{seam.label}: found {found}, {verdict}")
+
+
+def _parse(path: Path) -> ast.Module | None:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def _signature_in_tree(tree: ast.Module | None, name: str) -> _Signature | None:
+    body: list[ast.stmt] = tree.body if tree is not None else []
+    *classes, function = name.split(".")
+    for class_name in classes:
+        found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == class_name]
+        if not found:
+            return None
+        body = found[-1].body
+    functions = [node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for node in reversed(functions):
+        if node.name == function:
+            names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+            return _Signature(tuple(names), len(node.args.defaults))
+    return None
+
+
+def _signature_of_object(seam: Seam) -> _Signature | None:
+    try:
+        _, _, raw = resolve(seam)
+    except (ImportError, AttributeError):
+        return None
+    function = inspect.unwrap(raw.__func__ if isinstance(raw, staticmethod | classmethod) else raw)
+    if not isinstance(function, FunctionType):
+        return None
+    parameters = [
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    optional = sum(parameter.default is not parameter.empty for parameter in parameters)
+    return _Signature(tuple(parameter.name for parameter in parameters), optional)

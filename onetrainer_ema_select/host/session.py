@@ -1,0 +1,269 @@
+"""One run with the plugin: what it was told, what it resumes from, and what it has done so far."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+import weakref
+from collections.abc import MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onetrainer_ema_select import store
+from onetrainer_ema_select.errors import SECTION, EmaSelectError, ResumeError, SettingProblem, SettingsError
+from onetrainer_ema_select.host.ema import HostEma
+from onetrainer_ema_select.host.ledger import Ledger
+from onetrainer_ema_select.host.milestones import MilestoneWatch
+from onetrainer_ema_select.host.parameters import name_parameters
+from onetrainer_ema_select.host.report import Reporter
+from onetrainer_ema_select.integrity import EMA_FILE, backup_problem, read_progress
+from onetrainer_ema_select.manifest import ParkedRecord, read_manifest
+from onetrainer_ema_select.resume import BackupContents, EmaSource, ResumePlan, continues_leg, plan_resume
+from onetrainer_ema_select.settings import EmaSelectSettings
+from onetrainer_ema_select.state_dict_view import Site, StateDictView
+from onetrainer_ema_select.workspace import (
+    BACKUP_FOLDER,
+    MILESTONE_FOLDER,
+    PARKED_FOLDER,
+    folders_in,
+    newest_complete_backup,
+)
+
+# By section object, not by configuration: OneTrainer copies configurations freely, and a copy must not find
+# the run of the original.
+_sessions: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
+
+
+def session_of(config: Any) -> Session | None:
+    """The run that a configuration drives, None where the plugin is off."""
+    section = getattr(config, SECTION, None)
+    return None if section is None else _sessions.get(section)
+
+
+class Session:
+    """State of one run. Made before the model is loaded; everything that could stop a run is checked then.
+
+    Attributes:
+        plan: What the run begins with.
+        backup: The backup that is resumed, None for a fresh start.
+        run: Identifies the run over all its resumes.
+        names: Stable names of the trained weights in OneTrainer's order; empty before the setup.
+        sites: Where savers find them.
+        ema: The average, None where EMA is off and on every process but the first.
+        ending: Whether OneTrainer's ``end`` is running, so that a save is the final output.
+        lost: What was asked for and is not on the disk at the end.
+    """
+
+    def __init__(self, trainer: Any, settings: EmaSelectSettings) -> None:
+        """Check the settings against the configuration, choose the backup and make the plan.
+
+        Raises:
+            EmaSelectError: If the run would be useless; nothing has been changed then.
+        """
+        self.trainer = trainer
+        self.config = trainer.config
+        self.settings = settings
+        self.reporter = Reporter(trainer.callbacks.on_update_status)
+        self.workspace = Path(self.config.workspace_dir)
+        self.ema_on = str(self.config.ema) != "OFF"
+        check_configuration(settings, self.config, ema_on=self.ema_on)
+        self.skipped: tuple[str, ...] = ()
+        self.backup: Path | None = None
+        contents = self._choose_backup() if self.config.continue_last_backup else None
+        self.plan: ResumePlan = plan_resume(settings, ema_on=self.ema_on, backup=contents)
+        self.contents = contents
+        manifest = contents.manifest if contents is not None else None
+        self.run = manifest.run if manifest is not None else uuid.uuid4().hex
+        self.parked: list[ParkedRecord] = list(manifest.parked) if manifest is not None else []
+        self.ledger = Ledger(self.workspace)
+        self.milestones = MilestoneWatch(settings.milestones)
+        if contents is not None and manifest is not None:
+            self.milestones.pending = self.ledger.still_pending(manifest.pending_milestones, step=contents.step)
+        self.names: tuple[str, ...] = ()
+        self.sites: tuple[Site, ...] = ()
+        self.model: Any = None
+        self.ema: HostEma | None = None
+        self.view: StateDictView | None = None
+        self.initial: MutableMapping[str, Tensor] | None = None
+        self.match_notes: tuple[str, ...] = ()
+        self.parked_updates = 0
+        self.ending = False
+        self.lost: list[str] = []
+
+    def register(self) -> None:
+        """Let the seams find this run by its configuration, until :meth:`close`."""
+        _sessions[getattr(self.config, SECTION)] = self
+
+    def close(self) -> None:
+        """Forget the run. The next one with the same configuration begins from nothing."""
+        _sessions.pop(getattr(self.config, SECTION), None)
+
+    # -- choosing ----------------------------------------------------------------------------------------
+
+    def _choose_backup(self) -> BackupContents | None:
+        newest, self.skipped = newest_complete_backup(self.workspace)
+        chosen = newest
+        if self.settings.resume_backup:
+            manifest = read_manifest(newest) if newest is not None else None
+            if newest is None or not continues_leg(self.settings, manifest):
+                chosen = self._named_backup(self.settings.resume_backup)
+        self.backup = chosen
+        return None if chosen is None else describe_backup(chosen, self.workspace)
+
+    def _named_backup(self, name: str) -> Path:
+        places = [self.workspace / BACKUP_FOLDER, self.workspace / MILESTONE_FOLDER]
+        candidates = [place / name for place in places] + [Path(name)]
+        found = next((path for path in candidates if path.is_dir()), None)
+        if found is None:
+            available = [folder.name for place in places for folder in folders_in(place)]
+            listed = ", ".join(available) if available else "none"
+            raise ResumeError(
+                f'ema_select.resume_backup names "{name}", which is neither a backup in {self.workspace} nor a '
+                f"folder. Backups there: {listed}. Type one of these, a path, or nothing for the newest.",
+                key="resume_backup",
+                found=name,
+            )
+        problem = backup_problem(found)
+        if problem:
+            raise ResumeError(
+                f"ema_select.resume_backup names {found}, which cannot be resumed from: {problem}. Type the name of "
+                "another one, or nothing for the newest complete backup.",
+                key="resume_backup",
+                path=str(found),
+            )
+        return found
+
+    # -- the model ---------------------------------------------------------------------------------------
+
+    def adopt(self, model: Any, parameters: Sequence[Tensor]) -> None:
+        """Name the weights and apply the plan to them, on every process alike.
+
+        Runs after the model is loaded and before OneTrainer broadcasts the weights and gives them to the
+        optimizer.
+
+        Raises:
+            EmaSelectError: If names or shapes do not match what was saved; no weight has been changed then.
+        """
+        from onetrainer_ema_select.host import (
+            resuming,
+        )  # it imports what needs the host, this module does not
+
+        self.model = model
+        self.names, self.sites = name_parameters(model, parameters)
+        resuming.apply_plan(self, model, parameters)
+
+    def settle(self) -> None:
+        """Have the live weights in the model and in its state dicts, whatever was interrupted before."""
+        if self.view is not None:
+            self.view.restore()
+            self.view = None
+        if self.ema is not None:
+            self.ema.settle()
+
+    def average(self, name: str) -> Tensor | None:
+        """The average of a weight for a save (an alias); None where it is the live weight itself."""
+        return None if self.ema is None else self.ema.tracks.average(name)
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Repeat the problems, and end the process with an error where something asked for is missing.
+
+        Raises:
+            EmaSelectError: If the final output or the last backup is not on the disk, in a script. In the
+                window, which runs trainings in a thread of its own, an exception here would leave it stuck.
+        """
+        self.reporter.repeat_problems()
+        if self.lost and threading.current_thread() is threading.main_thread():
+            raise EmaSelectError(
+                "The run has ended, but not everything that was asked for is on the disk: "
+                f"{'; '.join(self.lost)}. Free disk space or mend the folder, and resume from the newest backup "
+                "to write it again."
+            )
+
+
+def describe_backup(path: Path, workspace: Path) -> BackupContents:
+    """What matters of a complete backup.
+
+    Raises:
+        EmaSelectError: If its manifest or progress cannot be read.
+    """
+    manifest = read_manifest(path)
+    progress = read_progress(path)
+    step = progress["global_step"]
+    parked = manifest.parked[-1] if manifest is not None and manifest.parked else None
+    if manifest is None:
+        # Plain OneTrainer made it, perhaps in the middle of a run of ours, and carries no word of the plugin.
+        parked = _newest_parked(workspace, step)
+    return BackupContents(
+        name=path.name,
+        step=step,
+        epoch=progress["epoch"],
+        holds_ema=(path / EMA_FILE).is_file(),
+        manifest=manifest,
+        parked=parked,
+    )
+
+
+def _newest_parked(workspace: Path, step: int) -> ParkedRecord | None:
+    found = []
+    for folder in folders_in(workspace / PARKED_FOLDER):
+        manifest = read_manifest(folder)
+        if manifest is not None and manifest.step <= step:
+            found.append(ParkedRecord(name=folder.name, step=manifest.step))
+    return max(found, key=lambda record: record.step, default=None)
+
+
+def check_configuration(settings: EmaSelectSettings, config: Any, *, ema_on: bool) -> None:
+    """Refuse combinations of the plugin's settings with OneTrainer's that cannot work.
+
+    Raises:
+        SettingsError: Naming all of them.
+    """
+    problems = []
+    if settings.resume_backup and not config.continue_last_backup:
+        problems.append(
+            SettingProblem(
+                "resume_backup",
+                f'"{settings.resume_backup}" while continue_last_backup is false',
+                "OneTrainer only asks for a backup when it continues from one",
+                "type --config-value continue_last_backup=true, or leave ema_select.resume_backup empty",
+            )
+        )
+    optimizer = config.optimizer.optimizer
+    if ema_on and optimizer is not None and optimizer.is_schedule_free:
+        problems.append(
+            SettingProblem(
+                "enabled",
+                f"true together with ema: {config.ema} and the schedule-free optimizer {optimizer}",
+                "a schedule-free optimizer keeps an average of its own, and an EMA of its weights would average "
+                "points that are not the model",
+                "type --config-value ema=OFF, or choose an optimizer that is not schedule-free",
+            )
+        )
+    if problems:
+        raise SettingsError(tuple(problems))
+
+
+def ema_device(config: Any) -> torch.device:
+    """Where OneTrainer's configuration wants the average."""
+    return torch.device(config.train_device if str(config.ema) == "GPU" else "cpu")
+
+
+def clear_leftovers(session: Session) -> None:
+    """Remove what an interrupted run of this workspace left unfinished."""
+    store.clear_leftovers(session.workspace, Path(session.config.output_model_destination))
+
+
+__all__ = [
+    "EmaSource",
+    "Session",
+    "check_configuration",
+    "clear_leftovers",
+    "describe_backup",
+    "ema_device",
+    "session_of",
+]

@@ -1,0 +1,73 @@
+"""The setup's seams: the resume plan is applied to the weights, and the average is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onetrainer_ema_select.host.announce import announce
+from onetrainer_ema_select.host.ema import HostEma
+from onetrainer_ema_select.host.session import Session, ema_device, session_of
+from onetrainer_ema_select.resume import EmaSource
+from onetrainer_ema_select.settings import EmaDtype
+from onetrainer_ema_select.tracks import WeightTracks
+
+
+def create_setup(original: Callable[[Any], Any], trainer: Any) -> Any:
+    """Stand in for ``BaseTrainer.create_model_setup``."""
+    setup = original(trainer)
+    session = session_of(trainer.config)
+    if session is None or setup is None:
+        return setup
+    original_create = setup.create_parameters
+
+    def create_parameters(model: Any, config: Any) -> Any:
+        collection = original_create(model, config)
+        session.adopt(model, collection.parameters())
+        return collection
+
+    setup.create_parameters = create_parameters
+    return setup
+
+
+def create_ema(
+    original: Callable[[Any, Any, Any], Any], parameters: Iterable[Tensor], state_dict: Any, config: Any
+) -> Any:
+    """Stand in for ``create.create_ema``, which OneTrainer calls on the first process only.
+
+    Returns:
+        The average, or None where EMA is off.
+    """
+    session = session_of(config)
+    if session is None:
+        return original(parameters, state_dict, config)
+    if session.ema_on:
+        session.ema = HostEma(_build_tracks(session, list(parameters)))
+    session.milestones.begin(session.model.train_progress)
+    announce(session)
+    if session.milestones.pending:
+        # Due when the backup was made, and not written any more: the run owes them.
+        session.trainer.commands.save()
+    return session.ema
+
+
+def _build_tracks(session: Session, parameters: list[Tensor]) -> WeightTracks:
+    config = session.config
+    tracks = WeightTracks(
+        zip(session.names, parameters, strict=True),
+        decay=config.ema_decay,
+        device=ema_device(config),
+        dtype=torch.float32 if session.settings.ema_dtype is EmaDtype.FLOAT_32 else None,
+        update_step_interval=config.ema_update_step_interval,
+        initial=session.initial,
+    )
+    session.initial = None
+    manifest = session.contents.manifest if session.contents is not None else None
+    if session.plan.ema is EmaSource.BACKUP and manifest is not None and manifest.ema is not None:
+        tracks.updates = manifest.ema.updates
+    elif session.plan.ema is EmaSource.PARKED:
+        tracks.updates = session.parked_updates
+    return tracks

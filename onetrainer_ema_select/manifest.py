@@ -1,0 +1,184 @@
+"""What the plugin writes beside a set of weights so that it can be understood later, by people and by itself."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from onetrainer_ema_select.errors import ManifestError
+
+FOLDER = "ema_select"
+"""The plugin's folder, inside a backup and inside a workspace."""
+
+MANIFEST_NAME = "manifest.json"
+CONFIG_NAME = "config.json"
+
+VERSION = 1
+# A manifest of a hundred thousand parameters is about 15 MB; anything beyond this is not one of ours.
+_MAX_BYTES = 64 * 1024 * 1024
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ParameterRecord(_Record):
+    """One parameter of a set: its stable name, shape and dtype (torch's name, such as ``bfloat16``)."""
+
+    name: str
+    shape: tuple[Count, ...]
+    dtype: str
+
+
+class EmaRecord(_Record):
+    """The average that a backup holds.
+
+    Attributes:
+        file: Path relative to the folder that the manifest describes.
+        dtype: ``FLOAT_32``, or ``PARAMETER`` for an average in the parameters' own dtypes.
+        decay: Upper bound of the decay per update.
+        update_step_interval: Optimizer steps from one update to the next.
+        updates: Updates so far, over all legs that continued this average.
+        step: The host's ``global_step`` that it belongs to.
+    """
+
+    file: str
+    dtype: str
+    decay: float
+    update_step_interval: Count
+    updates: Count
+    step: Count
+
+    @field_validator("file")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        path = value.replace("\\", "/")
+        if path.startswith("/") or ":" in path or ".." in path.split("/"):
+            raise ValueError(f"the path {value!r} leads out of the folder it describes")
+        return value
+
+
+class ParkedRecord(_Record):
+    """An average that was set aside when EMA was switched off, and the step at which it stopped."""
+
+    name: str
+    step: Count
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not value or value in {".", ".."} or any(character in value for character in "/\\:\0"):
+            raise ValueError(f"{value!r} is not the name of a folder")
+        return value
+
+
+class LegRecord(_Record):
+    """The stretch of a run that began with one set of ``resume_*`` choices.
+
+    Attributes:
+        choices: The choices that began it; None for a run that was not resumed.
+        began_from: Name of the backup it began from, empty for a fresh start.
+        began_at_step: The host's ``global_step`` then.
+    """
+
+    choices: dict[str, str] | None = None
+    began_from: str = ""
+    began_at_step: Count = 0
+
+
+class Manifest(_Record):
+    """All that the plugin knows of a backup or a parked average."""
+
+    format: Literal["onetrainer-ema-select"] = "onetrainer-ema-select"
+    version: Count = VERSION
+    kind: Literal["backup", "parked"]
+    plugin_version: str
+    onetrainer_commit: str = ""
+    created: str = Field(default_factory=lambda: datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
+    run: str
+    step: Count
+    epoch: Count
+    epoch_step: Count
+    model_type: str = ""
+    training_method: str = ""
+    parameters: tuple[ParameterRecord, ...]
+    ema: EmaRecord | None = None
+    leg: LegRecord = LegRecord()
+    parked: tuple[ParkedRecord, ...] = ()
+    pending_milestones: tuple[str, ...] = ()
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Names of the sets that are there, as in configs: ``EMA``, ``NON_EMA``."""
+        if self.kind == "parked":
+            return ("EMA",)
+        return ("NON_EMA",) if self.ema is None else ("NON_EMA", "EMA")
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Read the manifest of a backup (``folder/ema_select/manifest.json``), or of a parked average.
+
+    Args:
+        folder: The backup's folder, or the parked average's (whose manifest lies directly in it).
+
+    Returns:
+        None where there is none: the folder was made without the plugin.
+
+    Raises:
+        ManifestError: If the file is there but cannot be read, is not one of ours, or is of a newer version.
+    """
+    path = folder / FOLDER / MANIFEST_NAME
+    if not path.is_file():
+        path = folder / MANIFEST_NAME
+        if not path.is_file():
+            return None
+    advice = (
+        "Choose another backup with ema_select.resume_backup, or delete the file to treat the folder as "
+        "one that was made without the plugin."
+    )
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ManifestError(
+                f"{path} is larger than {_MAX_BYTES} bytes, so it is not a manifest of this plugin. {advice}",
+                path=str(path),
+            )
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ManifestError(f"{path} cannot be read: {error}. {advice}", path=str(path)) from error
+    version = raw.get("version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > VERSION:
+        raise ManifestError(
+            f"{path} has the version {version}; this plugin reads up to {VERSION}. "
+            "Update it with: pip install --upgrade onetrainer-ema-select",
+            path=str(path),
+            expected=f"at most {VERSION}",
+            found=str(version),
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise ManifestError(
+            f"{path} is not a valid manifest: {where}: {first['msg']}. {advice}", path=str(path)
+        ) from error
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> Path:
+    """Write ``manifest.json`` into ``folder``, which is made where it is missing.
+
+    The caller sees to it that the folder becomes visible only when it is whole (see :mod:`store`).
+
+    Raises:
+        OSError: If the file system refuses.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MANIFEST_NAME
+    path.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,144 @@
+"""Sentences about wrong settings: what was found, what is allowed and what to type."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Final
+
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from onetrainer_ema_select.errors import SECTION, SettingProblem
+
+NOT_YET: Final = "not_yet"
+INVALID_MILESTONES: Final = "invalid_milestones"
+LONGEST_SHOWN: Final = 80
+EMPTY: Final = "an empty text"
+UNQUOTED: Final = re.compile(r"[\w.,:/%+=-]*")
+# Special to some shell within double quotes too.
+SPECIAL: Final = re.compile(r"[\"$`!\\\x00-\x1f\ud800-\udfff]")
+
+
+def section_problem(raw: object) -> SettingProblem:
+    """Describe a section that is not a mapping at all."""
+    return SettingProblem(
+        key="",
+        found=shown(raw),
+        expected="allowed: a section with keys and values",
+        advice=f"type for example {option('enabled', 'true')}",
+    )
+
+
+def unknown_key_problem(key: object, value: object, *, fields: Mapping[str, FieldInfo]) -> SettingProblem:
+    """Describe a key that does not exist, with the one that was probably meant."""
+    text = str(key)
+    meant = closest(text.removeprefix(f"{SECTION}."), fields)
+    if meant is None:
+        return SettingProblem(
+            key=text,
+            found="a key that does not exist",
+            expected=f"allowed: {', '.join(fields)}",
+            advice="leave it out",
+        )
+    # What the user wanted to set it to, as far as it is safe to type on every shell.
+    typed = as_typed(value) if isinstance(value, str | int | float | Enum) else ""
+    if not typed or SPECIAL.search(typed):
+        typed = example(fields[meant])
+    return SettingProblem(
+        key=text,
+        found="a key that does not exist",
+        expected=f"probably meant: {meant}",
+        advice=f"type for example {option(meant, typed)}",
+    )
+
+
+def value_problem(
+    key: str, details: ErrorDetails, *, field: FieldInfo, allowed: tuple[str, ...] | None
+) -> SettingProblem:
+    """Describe a value that is not accepted.
+
+    Args:
+        key: The key it was given for.
+        details: What pydantic says about it.
+        field: The key's field.
+        allowed: All values the key accepts in this version, if they can be listed.
+    """
+    found = shown(details["input"])
+    if details["type"] == NOT_YET:
+        found = f"{found}, which is not in this version yet"
+    elif details["type"] == INVALID_MILESTONES:
+        found = f"{found}, in which {details['msg']}"
+    if allowed is None:
+        return SettingProblem(
+            key=key,
+            found=found,
+            expected=f"allowed: {kind(field)}",
+            advice=f"type for example {option(key, example(field))}",
+        )
+    if len(allowed) == 1:
+        return SettingProblem(
+            key=key,
+            found=found,
+            expected=f"allowed: only {allowed[0] or EMPTY}",
+            advice=f"type {option(key, allowed[0])}",
+        )
+    return SettingProblem(
+        key=key,
+        found=found,
+        expected=f"allowed: {', '.join(allowed)}",
+        advice=f"type for example {option(key, closest(str(details['input']), allowed) or example(field))}",
+    )
+
+
+def kind(field: FieldInfo) -> str:
+    """Say what a key accepts when its values cannot be listed."""
+    if field.examples and "," in str(field.examples[0]):
+        return "10 epochs, 4000 steps, 25%, every 5 epochs, every 500 steps and the like, separated by commas"
+    return "a text"
+
+
+def example(field: FieldInfo) -> str:
+    """Return a value to type for a key: its example, else its default."""
+    return str(field.examples[0] if field.examples else field.default)
+
+
+def closest(text: str, names: Iterable[str]) -> str | None:
+    """Return the name that was probably meant, if there is one; case, hyphens and spaces do not count."""
+
+    def plain(name: str) -> str:
+        return name.strip().casefold().replace("-", "_").replace(" ", "_")
+
+    plain_names = {plain(name): name for name in names}
+    for match in difflib.get_close_matches(plain(text), plain_names, n=1):
+        return plain_names[match]
+    return None
+
+
+def option(key: str, value: str) -> str:
+    """Return the command-line option that sets a key, quoted if need be, which every shell understands."""
+    assignment = f"{SECTION}.{key}={value}"
+    return f"--config-value {assignment}" if UNQUOTED.fullmatch(assignment) else f'--config-value "{assignment}"'
+
+
+def as_typed(value: str | int | float | Enum) -> str:
+    """Return a value as it is typed on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value.value) if isinstance(value, Enum) else str(value)
+
+
+def shown(value: object) -> str:
+    """Return a value as it stands in a config file, shortened if it is very long."""
+    if isinstance(value, Enum):
+        value = value.value
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = repr(value)
+    # A lone surrogate (a file name that is not UTF-8) could not be printed.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

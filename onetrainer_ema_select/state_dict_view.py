@@ -1,0 +1,138 @@
+"""Show a set of weights to whoever asks a model for its ``state_dict``, without touching a live weight."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class _Handle(Protocol):
+    def remove(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where code that saves a model finds a parameter.
+
+    Attributes:
+        name: The parameter's stable name.
+        owner: The module that has it among its own parameters, or any other object with it as an attribute.
+        attribute: Its local name there.
+    """
+
+    name: str
+    owner: Any
+    attribute: str
+
+
+class StateDictView:
+    """While entered, ``state_dict()`` of the owners (and of their copies) returns the values of a set.
+
+    Modules get a ``state_dict`` post-hook, which is the one place through which single-file savers,
+    ``save_pretrained`` and LoRA wrappers all go. Objects without a ``state_dict`` (embedding vectors) have the
+    attribute itself exchanged for the time; nothing may run forward or backward in between.
+    """
+
+    def __init__(
+        self, sites: Iterable[Site], value_of: Callable[[str], Tensor | None], *, dtype: torch.dtype | None
+    ) -> None:
+        """Prepare the view; nothing is changed before it is entered.
+
+        Args:
+            sites: Every place of every parameter; tied parameters have several.
+            value_of: The value to show for a stable name (only read), or None to leave the parameter as it is.
+            dtype: What the saver was asked to write: values are rounded to it once. ``None`` rounds to the
+                dtype of the tensor that is replaced.
+        """
+        self._sites = tuple(sites)
+        self._value_of = value_of
+        self._dtype = dtype
+        self._handles: list[_Handle] = []
+        self._replaced: list[tuple[Any, str, Any]] = []
+        counts: dict[str, int] = defaultdict(int)
+        for site in self._sites:
+            counts[site.name] += 1
+        self._tied = {name for name, count in counts.items() if count > 1}
+        self._shown_tied: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    def __enter__(self) -> StateDictView:
+        """Install the hooks and exchange the attributes."""
+        by_owner: dict[int, tuple[nn.Module, dict[str, str]]] = {}
+        for site in self._sites:
+            if isinstance(site.owner, nn.Module):
+                by_owner.setdefault(id(site.owner), (site.owner, {}))[1][site.attribute] = site.name
+            else:
+                self._replace_attribute(site)
+        for module, names in by_owner.values():
+            self._handles.append(self._hook(module, names))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Undo everything; see :meth:`restore`."""
+        self.restore()
+
+    def restore(self) -> None:
+        """Undo everything that entering changed. May be called again after an interrupt cut it short."""
+        while self._replaced:
+            owner, attribute, original = self._replaced[-1]
+            setattr(owner, attribute, original)
+            self._replaced.pop()
+        while self._handles:
+            self._handles[-1].remove()
+            self._handles.pop()
+        self._shown_tied.clear()
+
+    def _replace_attribute(self, site: Site) -> None:
+        value = self._value_of(site.name)
+        if value is None:
+            return
+        original = getattr(site.owner, site.attribute)
+        shown = value.detach().to(original.device, self._dtype or original.dtype)
+        self._replaced.append((site.owner, site.attribute, original))
+        setattr(site.owner, site.attribute, shown)
+
+    def _hook(self, owner: nn.Module, names: dict[str, str]) -> _Handle:
+        # A plain function: copy.deepcopy of the module keeps it as it is, where a bound method or callable
+        # object would be copied together with everything it holds.
+        def show(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: object) -> None:
+            if not self._handles:
+                return  # left over in a copy of the module that has outlived the view
+            for attribute, name in names.items():
+                key = prefix + attribute
+                value = self._value_of(name)
+                found = state_dict.get(key)
+                if value is None or found is None:
+                    continue
+                live = owner._parameters.get(attribute)
+                private = module is not owner and live is not None and not _same_memory(found, live)
+                if private and self._dtype in (None, found.dtype):
+                    # A copy that the saver made and has converted already: writing into it is the one
+                    # rounding, and needs no memory.
+                    found.detach().copy_(value)
+                else:
+                    state_dict[key] = self._shown(name, value, found)
+
+        handle: _Handle = owner.register_state_dict_post_hook(show)
+        return handle
+
+    def _shown(self, name: str, value: Tensor, found: Tensor) -> Tensor:
+        dtype = self._dtype or found.dtype
+        if name not in self._tied:
+            return value.detach().to(found.device, dtype)
+        # Tied parameters must stay one tensor: writers recognise them by their shared memory.
+        key = (name, found.device, dtype)
+        if key not in self._shown_tied:
+            self._shown_tied[key] = value.detach().to(found.device, dtype)
+        return self._shown_tied[key]
+
+
+def _same_memory(first: Tensor, second: Tensor) -> bool:
+    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()

@@ -1,0 +1,205 @@
+"""Files that are whole or absent: written in private, flushed, then moved to where they belong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from onetrainer_ema_select.manifest import FOLDER
+
+STAGING = "staging"
+_SIBLING_PREFIX = ".ema_select-staging-"
+
+# Moved after everything else, because their presence says that the rest is there.
+_LAST_NAMES = frozenset({"manifest.json", "ema_select.json", "meta.json"})
+
+
+class Staging:
+    """A private folder on the file system of a destination, in which a saver writes under the final names.
+
+    What a saver writes *beside* its destination (``<stem>.yaml``, ``<destination>_embeddings``) ends up
+    beside it here as well, and is published with it.
+    """
+
+    def __init__(self, destination: Path, *, workspace: Path) -> None:
+        """Make the private folder.
+
+        Args:
+            destination: Where the file or folder shall be in the end.
+            workspace: The run's workspace. What belongs into it is staged in its ``ema_select/staging``, so
+                that nothing unfinished ever stands in its ``backup`` or ``save``; other destinations are
+                staged in a hidden folder beside them.
+
+        Raises:
+            OSError: If the folder cannot be made.
+        """
+        self.destination = destination
+        if _is_inside(destination, workspace):
+            root = workspace / FOLDER / STAGING
+            root.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(dir=root))
+        else:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix=_sibling_prefix(workspace), dir=destination.parent))
+
+    @property
+    def path(self) -> Path:
+        """Where to write instead of the destination: same base name, private folder."""
+        return self.folder / self.destination.name
+
+    def publish(self) -> None:
+        """Flush every file once, then move all children out.
+
+        A destination that does not exist appears in one step. An existing folder has its files replaced one
+        by one, and files in it that are not ours stay.
+
+        Raises:
+            OSError: If the file system refuses; what had been moved by then stays.
+        """
+        for file in sorted(self.folder.rglob("*")):
+            if file.is_file():
+                flush(file)
+        parent = self.destination.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        # The destination itself comes last: whoever sees it also sees what belongs beside it.
+        children = sorted(self.folder.iterdir(), key=lambda child: child.name == self.destination.name)
+        for child in children:
+            _move(child, parent / child.name)
+        flush_folder(parent)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the private folder and what is left in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.parent.name == STAGING:
+            try:
+                self.folder.parent.rmdir()
+            except OSError:
+                return  # another staging is still in there
+
+
+def clear_leftovers(workspace: Path, *destinations: Path) -> None:
+    """Remove what an interrupted run of this workspace left unfinished, and nothing else."""
+    shutil.rmtree(workspace / FOLDER / STAGING, ignore_errors=True)
+    prefix = _sibling_prefix(workspace)
+    for destination in destinations:
+        if destination.parent.is_dir():
+            for leftover in destination.parent.glob(f"{prefix}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file in one step.
+
+    Raises:
+        OSError: If the file system refuses; the old file is then still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def add_metadata(path: Path, metadata: dict[str, str]) -> None:
+    """Add string metadata to the header of a safetensors file; the tensors are not decoded.
+
+    Args:
+        path: The file; replaced in one step.
+        metadata: Keys to add or replace.
+
+    Raises:
+        OSError: If the file system refuses; the old file is then still there.
+        ValueError: If the file is not a safetensors file.
+    """
+    with path.open("rb") as source:
+        length = int.from_bytes(source.read(8), "little")
+        if length > 100_000_000:
+            raise ValueError(f"{path} is not a safetensors file: its header claims {length} bytes.")
+        header = json.loads(source.read(length))
+        header["__metadata__"] = {**header.get("__metadata__", {}), **metadata}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format wants the tensors aligned to 8 bytes
+        temporary = _temporary(path)
+        try:
+            with temporary.open("wb") as target:
+                target.write(len(text).to_bytes(8, "little"))
+                target.write(text)
+                shutil.copyfileobj(source, target, 1 << 20)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    temporary.replace(path)  # after the source is closed: an open file cannot be replaced on Windows
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The string metadata of a safetensors file, read from its header alone.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is not a safetensors file.
+    """
+    with path.open("rb") as source:
+        length = int.from_bytes(source.read(8), "little")
+        if length > min(100_000_000, path.stat().st_size):
+            raise ValueError(f"{path} is not a safetensors file: its header claims {length} bytes.")
+        header = json.loads(source.read(length))
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    return {str(key): str(value) for key, value in metadata.items()}
+
+
+def flush(file: Path) -> None:
+    """Have the operating system write a file to the disk.
+
+    Raises:
+        OSError: If it cannot, for instance because the disk is full.
+    """
+    # Windows flushes only what is open for writing.
+    descriptor = os.open(file, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have a folder's entries written; a no-op where folders cannot be opened (Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move(source: Path, target: Path) -> None:
+    if source.is_dir() and target.is_dir():
+        for child in sorted(source.iterdir(), key=lambda path: (path.name in _LAST_NAMES, path.name)):
+            _move(child, target / child.name)
+        return
+    source.replace(target)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.absolute().is_relative_to(folder.absolute())
+
+
+def _sibling_prefix(workspace: Path) -> str:
+    # Named after the workspace: clearing up must not touch what another run is writing beside us.
+    return _SIBLING_PREFIX + hashlib.sha256(str(workspace.absolute()).encode()).hexdigest()[:8] + "-"

@@ -1,0 +1,270 @@
+"""What lies in a OneTrainer workspace, and what each program would continue from."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from onetrainer_ema_select.errors import EmaSelectError, ManifestError
+from onetrainer_ema_select.integrity import BACKUP_NAME, EMA_FILE, backup_problem, read_progress
+from onetrainer_ema_select.manifest import FOLDER, LegRecord, read_manifest
+from onetrainer_ema_select.naming import (
+    MODEL_ENDINGS,
+    companions,
+    is_paired_name,
+    paired_name,
+    set_suffix,
+    split,
+)
+from onetrainer_ema_select.settings import WeightSet
+from onetrainer_ema_select.store import read_metadata
+
+BACKUP_FOLDER = "backup"
+SAVE_FOLDER = "save"
+MILESTONE_FOLDER = Path(FOLDER, "milestones", "backup")
+PARKED_FOLDER = Path(FOLDER, "parked")
+
+#: Where a model is a folder, its metadata lies in this file.
+FOLDER_METADATA = "ema_select.json"
+
+#: `-save-<step>-<epoch>-<step of the epoch>`, as OneTrainer ends the names of its saves.
+SAVE_PROGRESS = re.compile(r"-save-(\d+)-(\d+)-\d+$")
+
+
+@dataclass(frozen=True)
+class BackupView:
+    """A folder that a run may be resumed from.
+
+    Attributes:
+        name: The folder's name.
+        path: The folder.
+        complete: Whether OneTrainer could resume from it.
+        reason: Why not, or what else is wrong with it; else empty.
+        step: Steps done, None where that cannot be read.
+        epoch: Epochs finished, None where that cannot be read.
+        sets: The sets it holds, of `non-ema` and `ema`.
+        size_bytes: Everything in it.
+        leg: What its leg of the run began with; empty for a backup made without the plugin.
+        parked: Averages set aside before it, each with the step it stopped at.
+    """
+
+    name: str
+    path: Path
+    complete: bool
+    reason: str
+    step: int | None
+    epoch: int | None
+    sets: tuple[str, ...]
+    size_bytes: int
+    leg: str
+    parked: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SaveView:
+    """A model for inference, file or folder.
+
+    Attributes:
+        path: The file or folder.
+        set: `ema` or `non-ema`; empty where the plugin did not write it.
+        step: Steps done, None where neither the file nor its name says.
+        epoch: Epochs finished, likewise.
+        milestone: The milestone that it was saved for.
+        partner: The other set of the same moment.
+        size_bytes: With what belongs beside it.
+    """
+
+    path: Path
+    set: str
+    step: int | None
+    epoch: int | None
+    milestone: str | None
+    partner: Path | None
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class ParkedView:
+    """An average that was set aside when EMA was switched off; `step` is where it stopped."""
+
+    path: Path
+    step: int | None
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class WorkspaceView:
+    """All of it; backups newest first, saves in the order of their names.
+
+    Attributes:
+        plain_continue: Name of the backup that "continue last backup" loads in plain OneTrainer.
+        our_continue: The same with the plugin.
+        skipped: A sentence for each newer folder that the plugin passes over.
+    """
+
+    backups: tuple[BackupView, ...]
+    milestones: tuple[BackupView, ...]
+    saves: tuple[SaveView, ...]
+    parked: tuple[ParkedView, ...]
+    plain_continue: str | None
+    our_continue: str | None
+    skipped: tuple[str, ...]
+
+
+def newest_complete_backup(workspace: Path) -> tuple[Path | None, tuple[str, ...]]:
+    """The backup that "continue last backup" takes with the plugin.
+
+    Plain OneTrainer takes the greatest folder name in `workspace/backup`, whatever it holds; this takes the
+    greatest name that is a backup and whole.
+
+    Returns:
+        Its folder, or None where there is none, and one sentence for each newer folder that was passed over.
+    """
+    skipped: list[str] = []
+    for folder in folders_in(workspace / BACKUP_FOLDER):
+        if not BACKUP_NAME.match(folder.name):
+            skipped.append(f"Skipped {folder}: stray folder, its name does not begin with a backup's time.")
+        elif problem := backup_problem(folder):
+            skipped.append(f"Skipped {folder}: {problem}.")
+        else:
+            return folder, tuple(skipped)
+    return None, tuple(skipped)
+
+
+def scan_workspace(path: Path) -> WorkspaceView:
+    """Everything in a workspace that can be resumed from or used; reads headers and sizes, no tensors.
+
+    Raises:
+        EmaSelectError: There is no such folder.
+    """
+    if not path.is_dir():
+        raise EmaSelectError(
+            f"There is no folder {path}. Give a run's workspace, the folder that workspace_dir names in its config.",
+            path=path,
+        )
+    backups = folders_in(path / BACKUP_FOLDER)
+    ours, skipped = newest_complete_backup(path)
+    saves = sorted((path / SAVE_FOLDER).iterdir()) if (path / SAVE_FOLDER).is_dir() else []
+    return WorkspaceView(
+        backups=tuple(view_backup(folder) for folder in backups),
+        milestones=tuple(view_backup(folder, pinned=True) for folder in folders_in(path / MILESTONE_FOLDER)),
+        saves=tuple(view_save(save) for save in saves if is_save(save)),
+        parked=tuple(view_parked(folder) for folder in folders_in(path / PARKED_FOLDER)),
+        plain_continue=backups[0].name if backups else None,
+        our_continue=ours.name if ours else None,
+        skipped=skipped,
+    )
+
+
+def folders_in(folder: Path) -> tuple[Path, ...]:
+    """The folders in a folder, greatest name first, the order that OneTrainer itself goes by."""
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.name)[::-1])
+
+
+def view_backup(folder: Path, *, pinned: bool = False) -> BackupView:
+    """One backup, whole or not; `pinned` ones are a milestone's and may have any name."""
+    size = size_of(folder)
+    if not pinned and not BACKUP_NAME.match(folder.name):
+        return BackupView(folder.name, folder, False, "stray folder, ignored", None, None, (), size, "", ())
+    problem = backup_problem(folder)
+    try:
+        progress = read_progress(folder)
+    except (OSError, ValueError):
+        progress = {}
+    reason = problem
+    sets: tuple[str, ...] = ()
+    if progress:
+        sets = ("non-ema", "ema") if (folder / EMA_FILE).is_file() else ("non-ema",)
+    leg = ""
+    parked: tuple[str, ...] = ()
+    try:
+        if manifest := read_manifest(folder):
+            sets = tuple(set_suffix(WeightSet(name)) for name in manifest.sets)
+            leg = leg_text(manifest.leg)
+            parked = tuple(f"{record.name} (stopped at step {record.step})" for record in manifest.parked)
+    except ManifestError as error:
+        # OneTrainer can still resume from it, the plugin says this sentence and stops
+        reason = reason or str(error)
+    step, epoch = progress.get("global_step"), progress.get("epoch")
+    return BackupView(folder.name, folder, not problem, reason, step, epoch, sets, size, leg, parked)
+
+
+def leg_text(leg: LegRecord) -> str:
+    """What a leg began with, in one phrase."""
+    if not leg.began_from and leg.choices is None:
+        return "fresh start"
+    choices = ", ".join(f"{key}={value}" for key, value in (leg.choices or {}).items() if value)
+    return f"from {leg.began_from} at step {leg.began_at_step}" + (f" with {choices}" if choices else "")
+
+
+def is_save(path: Path) -> bool:
+    """Whether this is a model, and not what a saver puts beside one."""
+    if path.name.startswith("."):
+        return False
+    if path.is_dir():
+        return not path.name.endswith("_embeddings")
+    return path.suffix.lower() in MODEL_ENDINGS
+
+
+def view_save(path: Path) -> SaveView:
+    """One model, file or folder."""
+    metadata = save_metadata(path)
+    plain, _ = is_paired_name(path.name)
+    named = SAVE_PROGRESS.search(split(plain)[0])
+    step, epoch = (int(named[1]), int(named[2])) if named else (None, None)
+    beside = [path.with_name(name) for name in companions(path.name)]
+    return SaveView(
+        path=path,
+        set=metadata.get("set", "").lower().replace("_", "-"),
+        step=int(metadata["step"]) if metadata.get("step", "").isdigit() else step,
+        epoch=int(metadata["epoch"]) if metadata.get("epoch", "").isdigit() else epoch,
+        milestone=metadata.get("milestone") or None,
+        partner=partner_of(path),
+        size_bytes=size_of(path) + sum(size_of(other) for other in beside if other.exists()),
+    )
+
+
+def partner_of(path: Path) -> Path | None:
+    """The other set of the same moment, by its name."""
+    plain, weight_set = is_paired_name(path.name)
+    names = [plain] if weight_set else [paired_name(path.name, set_suffix(other)) for other in WeightSet]
+    return next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
+
+
+def save_metadata(path: Path) -> dict[str, str]:
+    """The plugin's keys of a model file or folder, without their prefix; empty where there are none."""
+    prefix = f"{FOLDER}."
+    try:
+        if path.is_dir():
+            raw = json.loads((path / FOLDER_METADATA).read_text(encoding="utf-8"))
+        elif path.suffix == ".safetensors":
+            raw = {key: value for key, value in read_metadata(path).items() if key.startswith(prefix)}
+        else:
+            raw = {}
+    except (OSError, ValueError):
+        return {}
+    return {str(key).removeprefix(prefix): str(value) for key, value in raw.items()} if isinstance(raw, dict) else {}
+
+
+def view_parked(folder: Path) -> ParkedView:
+    """One parked average."""
+    try:
+        manifest = read_manifest(folder)
+    except ManifestError:
+        manifest = None
+    return ParkedView(path=folder, step=manifest.step if manifest else None, size_bytes=size_of(folder))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; what vanishes meanwhile counts nothing."""
+    total = 0
+    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except OSError:
+            continue
+    return total

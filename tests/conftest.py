@@ -1,0 +1,55 @@
+"""What tests of several folders build on: a folder that looks like OneTrainer, and backups in a workspace."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+MakeBackup = Callable[..., Path]
+
+
+@pytest.fixture
+def onetrainer(tmp_path: Path) -> Path:
+    """A folder that is recognised as OneTrainer; holds no code. Its path has a space in it."""
+    root = tmp_path / "One Trainer"
+    for name in ("modules/trainer/GenericTrainer.py", "modules/util/config/TrainConfig.py", "scripts/train.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("", encoding="utf-8")
+    (root / "modules" / "modelSetup").mkdir()
+    return root
+
+
+@pytest.fixture
+def make_backup() -> MakeBackup:
+    """Writes a small whole backup, as OneTrainer does: `make_backup(workspace, name, step=4, method="LORA")`."""
+
+    def make(
+        workspace: Path, name: str, *, step: int = 4, epoch: int = 2, ema: bool = True, method: str = "LORA"
+    ) -> Path:
+        backup = workspace / "backup" / name
+        weights = {"weight": torch.full((4, 2), float(step))}
+        if method == "LORA":
+            model = backup / "lora" / "lora.safetensors"
+        elif method == "EMBEDDING":
+            model = backup / "embeddings" / "0b2f.safetensors"
+        else:
+            model = backup / "unet" / "diffusion_pytorch_model.safetensors"
+        model.parent.mkdir(parents=True)
+        save_file(weights, model)
+        if method == "FINE_TUNE":
+            (backup / "model_index.json").write_text('{"unet": ["diffusers", "UNet"]}', encoding="utf-8")
+        (backup / "optimizer").mkdir()
+        torch.save({"state": {}}, backup / "optimizer" / "optimizer.pt")
+        if ema:
+            (backup / "ema").mkdir()
+            torch.save({"decay": 0.9, "ema": list(weights.values())}, backup / "ema" / "ema.pt")
+        progress = {"epoch": epoch, "epoch_step": 0, "epoch_sample": 0, "global_step": step}
+        (backup / "meta.json").write_text(json.dumps({"train_progress": progress}), encoding="utf-8")
+        return backup
+
+    return make

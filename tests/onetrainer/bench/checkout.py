@@ -1,0 +1,91 @@
+"""Finds OneTrainer, makes private copies of its checkout, and runs its python."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+NOT_COPIED = ("venv", ".venv", ".git", "__pycache__", "workspace", "workspace-cache", "models")
+TIMEOUT_SECONDS = 300
+
+
+def package_folder() -> Path:
+    """The folder that holds the package under test: the source tree, or site-packages when it is installed."""
+    import onetrainer_ema_select
+
+    return Path(onetrainer_ema_select.__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Host:
+    """A OneTrainer checkout that is only read, its python, and its configuration's version number."""
+
+    directory: Path
+    python: Path
+    config_version: int
+
+
+def find_host() -> Host | str:
+    """The OneTrainer to test with, or the reason why there is none."""
+    directory = Path(os.environ.get("ONETRAINER_DIR") or Path.home() / "OneTrainer").expanduser()
+    source = directory / "modules" / "util" / "config" / "TrainConfig.py"
+    if not source.is_file():
+        return f"no OneTrainer at {directory} (set ONETRAINER_DIR)"
+    pythons = [directory / "venv" / part for part in ("bin/python", "Scripts/python.exe")]
+    python = next((path for path in pythons if path.is_file()), None)
+    if python is None:
+        return f"{directory} has no venv (run OneTrainer's install script)"
+    version = re.search(r"config_version\s*=\s*(\d+)", source.read_text(encoding="utf-8"))
+    return Host(directory, python, int(version.group(1)) if version else 0)
+
+
+def copy_checkout(host: Host, destination: Path) -> Path:
+    """Copy the checkout without what is large or private, with just enough git to name its revision."""
+    shutil.copytree(host.directory, destination, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    git = destination / ".git"
+    (git / "objects").mkdir(parents=True)
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/master\n", encoding="utf-8")
+    (git / "refs" / "heads" / "master").write_text("23df3832e8f213d64c337e39f9365ba46e99fed0\n", encoding="utf-8")
+    return destination
+
+
+def host_environment(*, package: Path | None) -> dict[str, str]:
+    """The environment for OneTrainer's python: offline, one thread, ``package`` (a folder) importable or not."""
+    kept = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    more = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return {**kept, **more, **({"PYTHONPATH": str(package)} if package else {})}
+
+
+def run_python(
+    host: Host,
+    arguments: Sequence[object],
+    *,
+    cwd: Path,
+    package: Path | None = None,
+    timeout: float = TIMEOUT_SECONDS,
+) -> subprocess.CompletedProcess[str]:
+    """Run OneTrainer's python to its end, output captured; the caller looks at the exit code."""
+    return subprocess.run(
+        [str(host.python), *map(str, arguments)],
+        cwd=cwd,
+        env=host_environment(package=package),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )
