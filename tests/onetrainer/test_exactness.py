@@ -2,77 +2,205 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from .bench import configs
 from .bench.configs import Family, Schedule
-from .bench.recording import Recording
-from .bench.workers import Bench, Job
+from .bench.recording import Recording, difference, read_metadata, read_model, same_bits
+from .bench.workers import BENCH, Bench, Job
 
 DECAY = 0.9
+STEPS = 12
 BUSY = Schedule(epochs=2, steps=6, save_every=4, backup_every=6, sample_every=5, validate_every=4, backup_at_end=True)
+PLUGIN = {"enabled": True, "milestones": "10 steps"}
 
 
 @dataclass(frozen=True)
-class Trio:
-    """The same training with EMA off and no plugin, with EMA on and the plugin, and what both are compared in."""
+class Pair:
+    """The same training: EMA off and no plugin, and EMA on with the plugin."""
 
     off: Recording
     on: Recording
 
 
 @pytest.fixture(scope="module")
-def runs(bench: Bench) -> dict[str, Trio]:
-    """Every family twice; queued together so that the two processes work side by side."""
-    plain, plugged = {}, {}
+def runs(bench: Bench) -> dict[str, Pair]:
+    """Every family both ways; queued together so that the two processes work side by side."""
+    batches = {}
     for family in configs.FAMILIES:
-        off = bench.config(family, schedule=BUSY)
-        on = bench.config(
-            family,
-            schedule=BUSY,
-            ema="CPU",
-            ema_decay=DECAY,
-            overrides={"ema_select": {"enabled": True, "milestones": "10 steps"}},
+        off = Job(
+            family.name,
+            bench.config(family, schedule=BUSY),
+            record=("live",),
+            # The milestone's save, asked for by hand.
+            actions={7: ("sample_custom",), 10: ("save",)},
         )
-        actions = {7: ("sample_custom",), 10: ("save",)}
-        plain[family.name] = bench.start([Job(family.name, off, record=("live",), actions=actions)], plugin=False)
-        actions = {7: ("sample_custom",)}
-        plugged[family.name] = bench.start(
-            [Job(family.name, on, record=("live", "ema"), actions=actions)], plugin=True
+        on = Job(
+            family.name,
+            bench.config(family, schedule=BUSY, ema="CPU", ema_decay=DECAY, overrides={"ema_select": PLUGIN}),
+            record=("live", "ema"),
+            actions={7: ("sample_custom",)},
+            hook=(BENCH / "hooks.py", "every_format"),
         )
+        batches[family.name] = bench.start([off], plugin=False), bench.start([on], plugin=True)
     return {
-        name: Trio(plain[name].results()[0].require(), plugged[name].results()[0].require()) for name in plain
+        name: Pair(off.results()[0].require(), on.results()[0].require()) for name, (off, on) in batches.items()
     }
 
 
 each_family = pytest.mark.parametrize("family", configs.FAMILIES, ids=lambda family: family.name)
 
 
-def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """Largest absolute difference; infinite where names differ."""
-    if first.keys() != second.keys():
-        return float("inf")
-    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+@each_family
+def test_live_weights_are_those_of_a_run_with_ema_off(runs: dict[str, Pair], family: Family) -> None:
+    pair = runs[family.name]
+    assert pair.on.step_numbers() == pair.off.step_numbers() == list(range(1, STEPS + 1))
+    for step in pair.on.step_numbers():
+        assert difference(pair.on.step(step), pair.off.step(step)) == 0.0, step
+    assert difference(pair.on.weights(when="ended"), pair.off.weights(when="ended")) == 0.0
 
 
 @each_family
-def test_live_weights_are_those_of_a_run_with_ema_off(runs: dict[str, Trio], family: Family) -> None:
-    trio = runs[family.name]
-    assert [step["global_step"] for step in trio.on.result["steps"]] == list(range(1, 13))
-    for step in range(1, 13):
-        assert largest_difference(trio.on.step(step), trio.off.step(step)) == 0.0, step
-    assert largest_difference(trio.on.weights(when="ended"), trio.off.weights(when="ended")) == 0.0
+def test_optimizer_and_random_states_are_those_of_a_run_with_ema_off(runs: dict[str, Pair], family: Family) -> None:
+    pair = runs[family.name]
+    assert same_bits(pair.on.optimizer(), pair.off.optimizer())
+    # The samples of the EMA are extra, and seeded by their own definition.
+    assert [step["random"] for step in pair.on.result["steps"]] == [step["random"] for step in pair.off.result["steps"]]
 
 
 @each_family
-def test_the_optimizer_and_the_random_states_are_too(runs: dict[str, Trio], family: Family) -> None:
-    trio = runs[family.name]
-    states = [torch.load(recording.folder / "optimizer.pt", weights_only=True) for recording in (trio.on, trio.off)]
-    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
-    assert trio.on.result["random"]["trained"] == trio.off.result["random"]["trained"]
+def test_each_non_ema_file_is_what_the_run_with_ema_off_saved_at_that_step(
+    runs: dict[str, Pair], family: Family
+) -> None:
+    pair = runs[family.name]
+    saves, references = pair.on.by_step("save"), pair.off.by_step("save")
+    assert sorted(saves) == sorted(references) == [3, 7, 10, 11]
+    for step, paths in saves.items():
+        ema, non_ema = sorted(models_in(paths), key=lambda path: "-non-ema" in path.name)
+        assert non_ema == paired(ema)
+        [reference] = models_in(references[step])
+        assert difference(read_model(non_ema), read_model(reference)) == 0.0
+        assert difference(read_model(ema), read_model(reference)) > 0.0
+    name = Path(pair.on.config["output_model_destination"])
+    final = paired(name)
+    reference = Path(pair.off.config["output_model_destination"])
+    assert difference(read_model(final), read_model(reference)) == 0.0
+    assert difference(read_model(name), read_model(reference)) > 0.0
+
+
+@each_family
+def test_each_backup_holds_the_live_weights_and_the_average(runs: dict[str, Pair], family: Family) -> None:
+    pair = runs[family.name]
+    backups, references = pair.on.by_step("backup"), pair.off.by_step("backup")
+    assert sorted(backups) == sorted(references) == [5, 11, 12]
+    for step, [backup] in backups.items():
+        [reference] = references[step]
+        for file in sorted(reference.rglob("*.safetensors")):
+            assert difference(load_file(backup / file.relative_to(reference)), load_file(file)) == 0.0, file
+        saved = torch.load(backup / "ema" / "ema.pt", weights_only=True)
+        assert saved["decay"] == DECAY
+        assert same_bits(saved["ema_parameters"], list(pair.on.step(step, "ema").values()))
+
+
+def test_samples_without_ema_are_those_of_a_run_with_ema_off(runs: dict[str, Pair]) -> None:
+    pair = runs["sd15-fine-tune"]
+    [folder] = (pair.off.workspace / "samples").glob("0 - *")
+    expected = [path.read_bytes() for path in sorted(folder.glob("*.png"))]
+    without = [path.read_bytes() for path in sorted((folder_of(pair.on, " - no-ema")).glob("*.png"))]
+    averaged = [path.read_bytes() for path in sorted((folder_of(pair.on, "")).glob("*.png"))]
+    assert len(expected) == 3
+    assert without == expected
+    assert averaged[0] == expected[0]  # before the first step both sets are the model as it was loaded
+    assert averaged[1:] != expected[1:]
+
+
+def folder_of(recording: Recording, ending: str) -> Path:
+    """The folder of the first prompt's samples of a set."""
+    folders = (recording.workspace / "samples").glob("0 - *")
+    [folder] = [path for path in folders if path.name.endswith(" - no-ema") == bool(ending)]
+    return folder
+
+
+# -- every format --------------------------------------------------------------------------------------------
+
+
+@each_family
+def test_each_file_is_exactly_the_track_rounded_once_in_every_format(runs: dict[str, Pair], family: Family) -> None:
+    workspace = runs[family.name].on.workspace
+    compared = 0
+    for folder in sorted((workspace / "formats").iterdir()):
+        refused = [(folder / part / "refused.txt").exists() for part in ("plugin", "reference")]
+        assert refused[0] == refused[1], folder.name
+        if refused[0]:
+            continue
+        [stem] = [path for path in (folder / "reference" / "ema").iterdir() if path.stem == "model" and path.suffix != ".yaml"]
+        for kind, path in (("ema", stem.name), ("non-ema", paired(stem).name)):
+            for reference in sorted((folder / "reference" / kind).rglob("*.safetensors")):
+                if reference.is_dir():  # Stable Cascade's "file"
+                    continue
+                inside = reference.relative_to(folder / "reference" / kind)
+                ours = folder / "plugin" / Path(inside.as_posix().replace(stem.name, path, 1))
+                assert difference(load_file(ours), load_file(reference)) == 0.0, f"{folder.name}: {inside}"
+                compared += 1
+    assert compared >= 6
+
+
+def models_in(paths: list[Path]) -> list[Path]:
+    """Without what a saver writes beside a model."""
+    return [path for path in paths if path.suffix != ".yaml" and not path.name.endswith("_embeddings")]
+
+
+def paired(path: Path) -> Path:
+    """The other set's name, spelled out here once more."""
+    if path.suffix == ".safetensors":
+        return path.with_name(f"{path.stem}-non-ema.safetensors")
+    return path.with_name(f"{path.name}-non-ema")
+
+
+def test_every_format_that_onetrainer_offers_was_written(runs: dict[str, Pair]) -> None:
+    written = {}
+    for family in configs.FAMILIES:
+        folders = sorted((runs[family.name].on.workspace / "formats").iterdir())
+        written[family.name] = {
+            folder.name.split("-")[0] for folder in folders if not (folder / "reference" / "refused.txt").exists()
+        }
+    for family in configs.FAMILIES:
+        # ORIGINAL_LORA has no place for a trained text encoder, and OneTrainer refuses it.
+        assert set(family.formats) - {"ORIGINAL_LORA"} <= written[family.name], family.name
+
+
+# -- marks ---------------------------------------------------------------------------------------------------
+
+
+@each_family
+def test_each_file_says_which_set_it_is(runs: dict[str, Pair], family: Family) -> None:
+    pair = runs[family.name]
+    titles = set()
+    for step, paths in pair.on.by_step("save").items():
+        for path in models_in(paths):
+            marks = marks_of(path)
+            assert marks["ema_select.set"] == ("NON_EMA" if "-non-ema" in path.name else "EMA")
+            assert marks["ema_select.step"] == str(step)
+            assert marks.get("ema_select.milestone") == ("10 steps" if step == 10 else None)
+            if path.is_file() and family.method != "EMBEDDING":
+                titles.add(marks["modelspec.title"])
+            assert not [key for key in marks if key.startswith("ema_select.") and key.endswith(FORBIDDEN)]
+    if titles:
+        assert len(titles) == 8
+
+
+FORBIDDEN = ("name", "title", "description", "tags", "image")
+
+
+def marks_of(path: Path) -> dict[str, str]:
+    """The marks of a model, file or folder."""
+    if path.is_dir():
+        marks: dict[str, str] = json.loads((path / "ema_select.json").read_text(encoding="utf-8"))
+        return marks
+    return read_metadata(path)

@@ -1,28 +1,137 @@
-"""Hooks for the bench's own tests; run in OneTrainer's python, see ``Job.hook``."""
+"""Things done inside a run, by OneTrainer's python: hooks for ``Job(hook=...)``.
+
+The reference files are what OneTrainer's own saver writes, without the plugin between, of a model whose weights
+*are* the set: an independent statement of what the set's file has to be, in every format.
+"""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
+from modules.util import create
+from modules.util.enum.ModelFormat import ModelFormat
+from safetensors.torch import save_file
 
-@contextlib.contextmanager
-def failing_saves(trainer: Any) -> Iterator[None]:
-    """Every save fails, as on a full disk, but for backups."""
-    original = trainer.create_model_saver
+DTYPES = {"FLOAT_32": torch.float32, "BFLOAT_16": torch.bfloat16, "NONE": None}
 
-    def create_failing_saver() -> Any:
-        saver = original()
-        save = saver.save
 
-        def fail_or_save(*arguments: Any, **named: Any) -> Any:
-            if "output_model_destination" in named:  # backups are asked for by position
-                raise OSError(28, "No space left on device")
-            return save(*arguments, **named)
+def supported_formats(trainer: Any) -> list[ModelFormat]:
+    """The output formats that OneTrainer offers for this run and that its saver can write."""
+    config = trainer.config
+    return [
+        model_format
+        for model_format in config.model_type.supported_output_formats(config.training_method)
+        if model_format is not ModelFormat.INTERNAL
+    ]
 
-        saver.save = fail_or_save
-        return saver
 
-    trainer.create_model_saver = create_failing_saver
+@contextmanager
+def every_format(trainer: Any) -> Iterator[None]:
+    """After the training: both sets in every format and dtype, through the plugin and by OneTrainer alone."""
+    train = trainer.train
+
+    def train_and_save() -> None:
+        write_initial(trainer)
+        train()
+        trainer.model.evict()
+        for model_format in supported_formats(trainer):
+            for name, dtype in DTYPES.items():
+                for folder in ("plugin", "reference"):
+                    target = Path(trainer.config.workspace_dir) / "formats" / f"{model_format}-{name}" / folder
+                    write = write_plugin if folder == "plugin" else write_reference
+                    try:
+                        write(trainer, target, model_format, dtype)
+                    except Exception as error:
+                        target.mkdir(parents=True, exist_ok=True)
+                        (target / "refused.txt").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+
+    trainer.train = train_and_save
+    yield
+
+
+@contextmanager
+def initial_weights(trainer: Any) -> Iterator[None]:
+    """Write the weights as they are before the first step."""
+    train = trainer.train
+
+    def train_after_writing() -> None:
+        write_initial(trainer)
+        train()
+
+    trainer.train = train_after_writing
+    yield
+
+
+def write_initial(trainer: Any) -> None:
+    """``workspace/initial.safetensors``: the weights by position."""
+    tensors = [parameter.detach().cpu().clone().contiguous() for parameter in trainer.model.parameters.parameters()]
+    path = Path(trainer.config.workspace_dir) / "initial.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({f"{number:05d}": tensor for number, tensor in enumerate(tensors)}, path)
+
+
+def write_plugin(trainer: Any, target: Path, model_format: ModelFormat, dtype: torch.dtype | None) -> None:
+    """As OneTrainer's loop saves: through the trainer's saver."""
+    trainer.model_saver.save(
+        model=trainer.model,
+        model_type=trainer.config.model_type,
+        output_model_format=model_format,
+        output_model_destination=str(target / f"model{model_format.file_extension()}"),
+        dtype=dtype,
+    )
+
+
+def write_reference(trainer: Any, target: Path, model_format: ModelFormat, dtype: torch.dtype | None) -> None:
+    """The sets by OneTrainer alone: the weights are exchanged for the set's in its full precision."""
+    saver = create.create_model_saver(trainer.config.model_type, trainer.config.training_method)
+    parameters = trainer.model.parameters.parameters()
+    originals = [parameter.data for parameter in parameters]
+    averages = [average.detach().clone() for average in trainer.model.ema.ema_parameters]
+    for kind, tensors in (("ema", averages), ("non-ema", originals)):
+        try:
+            for parameter, tensor in zip(parameters, tensors, strict=True):
+                # Without a dtype the file has the weights' own: the set rounded to it once.
+                parameter.data = tensor.to(parameter.dtype) if dtype is None else tensor
+            saver.save(
+                trainer.model,
+                trainer.config.model_type,
+                model_format,
+                str(target / kind / f"model{model_format.file_extension()}"),
+                dtype,
+            )
+        finally:
+            for parameter, original in zip(parameters, originals, strict=True):
+                parameter.data = original
+
+
+@contextmanager
+def interrupt_sampling(trainer: Any) -> Iterator[None]:
+    """Ctrl-C in the middle of the second sample."""
+    create_sampler = trainer.create_model_sampler
+    calls = []
+
+    def create_interrupting(model: Any) -> Any:
+        sampler = create_sampler(model)
+        sample = sampler.sample
+
+        def interrupted(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 2:
+                on_progress = kwargs.get("on_update_progress")
+
+                def raise_interrupt(*_: Any) -> None:
+                    raise KeyboardInterrupt
+
+                kwargs["on_update_progress"] = raise_interrupt
+                del on_progress
+            return sample(*args, **kwargs)
+
+        sampler.sample = interrupted
+        return sampler
+
+    trainer.create_model_sampler = create_interrupting
     yield

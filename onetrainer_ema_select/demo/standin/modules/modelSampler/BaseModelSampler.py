@@ -1,0 +1,24 @@
+from abc import ABC, abstractmethod
+
+
+class ModelSamplerOutput:
+    def __init__(self, data):
+        self.data = data
+
+
+class BaseModelSampler(ABC):
+    def __init__(self, train_device, temp_device):
+        self.train_device = train_device
+        self.temp_device = temp_device
+
+    @abstractmethod
+    def sample(
+        self,
+        sample_config,
+        destination,
+        image_format,
+        video_format,
+        audio_format,
+        on_sample=lambda _: None,
+        on_update_progress=lambda _, __: None,
+    ): ...
