@@ -1,0 +1,1 @@
+"""The demonstration: the whole cycle on a stand-in for OneTrainer."""

@@ -68,8 +68,10 @@ def disk_sentence(session: Session) -> str:
 
 
 def gigabytes(size: int) -> str:
-    """A size for people: GB, or MB below a tenth of that."""
-    return f"{size / _GB:.1f} GB" if size >= 0.1 * _GB else f"{size / 1e6:.1f} MB"
+    """A size for people: GB, or MB and kB below a tenth of those."""
+    if size >= 0.1 * _GB:
+        return f"{size / _GB:.1f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _label(weight_set: WeightSet) -> str:
