@@ -134,6 +134,7 @@ def _alternate(buffers: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
 # Bits of precision (with the implicit one) and exponent of the smallest step of the 16-bit formats. Steps of
 # bfloat16 below 2**-126 are coarsened to it: float32 has no normal number there, and no weight is that small.
 _PRECISION = {torch.bfloat16: (8, -126), torch.float16: (11, -24)}
+_FLOAT32_PRECISION = 24
 
 
 @torch.no_grad()
@@ -157,5 +158,8 @@ def stochastic_round_(target: Tensor, value: Tensor, *, generator: torch.Generat
     exponent = exponent.sub_(precision).clamp_(min=smallest)
     # The step of the grid as a float32, made from its exponent bits: exact, which a power function is not.
     step = exponent.add_(127).bitwise_left_shift_(23).view(torch.float32)
-    noise = torch.rand(value.shape, generator=generator, device=value.device, dtype=torch.float32)
-    target.copy_(value.div_(step).add_(noise).floor_().mul_(step))
+    # As many random bits as float32 has below the 16-bit grid. With more, the sum itself would be rounded, and
+    # a value that lies on the grid already would be moved up now and then.
+    noise_steps = 1 << (_FLOAT32_PRECISION - precision)
+    noise = torch.randint(noise_steps, value.shape, generator=generator, device=value.device, dtype=value.dtype)
+    target.copy_(value.div_(step).add_(noise.div_(noise_steps)).floor_().mul_(step))

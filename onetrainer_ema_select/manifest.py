@@ -96,7 +96,8 @@ class Manifest(_Record):
     """All that the plugin knows of a backup or a parked average."""
 
     format: Literal["onetrainer-ema-select"] = "onetrainer-ema-select"
-    version: Count = VERSION
+    # Strict: what pydantic would turn into a number, such as 2.0, must not slip past the check of the version.
+    version: Annotated[int, Field(strict=True, ge=1, le=VERSION)] = VERSION
     kind: Literal["backup", "parked"]
     plugin_version: str
     onetrainer_commit: str = ""
@@ -134,15 +135,15 @@ def read_manifest(folder: Path) -> Manifest | None:
         ManifestError: If the file is there but cannot be read, is not one of ours, or is of a newer version.
     """
     path = folder / FOLDER / MANIFEST_NAME
-    if not path.is_file():
-        path = folder / MANIFEST_NAME
-        if not path.is_file():
-            return None
     advice = (
         "Choose another backup with ema_select.resume_backup, or delete the file to treat the folder as "
         "one that was made without the plugin."
     )
     try:
+        if not path.is_file():  # raises for a folder that may not be looked into
+            path = folder / MANIFEST_NAME
+            if not path.is_file():
+                return None
         if path.stat().st_size > _MAX_BYTES:
             raise ManifestError(
                 f"{path} is larger than {_MAX_BYTES} bytes, so it is not a manifest of this plugin. {advice}",

@@ -107,14 +107,10 @@ def example(field: FieldInfo) -> str:
 
 
 def closest(text: str, names: Iterable[str]) -> str | None:
-    """Return the name that was probably meant, if there is one; case, hyphens and spaces do not count."""
-
-    def plain(name: str) -> str:
-        return name.strip().casefold().replace("-", "_").replace(" ", "_")
-
-    plain_names = {plain(name): name for name in names}
-    for match in difflib.get_close_matches(plain(text), plain_names, n=1):
-        return plain_names[match]
+    """Return the name that was probably meant, if there is one, whatever its case."""
+    folded = {name.casefold(): name for name in names}
+    for match in difflib.get_close_matches(text.casefold(), folded, n=1):
+        return folded[match]
     return None
 
 

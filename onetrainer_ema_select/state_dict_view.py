@@ -6,14 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-class _Handle(Protocol):
-    def remove(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,8 @@ class StateDictView:
         self._sites = tuple(sites)
         self._value_of = value_of
         self._dtype = dtype
-        self._handles: list[_Handle] = []
+        # Noted before they are registered, so that no interrupt can leave one behind.
+        self._hooks: list[tuple[nn.Module, Callable[..., None]]] = []
         self._replaced: list[tuple[Any, str, Any]] = []
         counts: dict[str, int] = defaultdict(int)
         for site in self._sites:
@@ -63,6 +60,14 @@ class StateDictView:
 
     def __enter__(self) -> StateDictView:
         """Install the hooks and exchange the attributes."""
+        try:
+            self._install()
+        except BaseException:
+            self.restore()  # nobody calls __exit__ where __enter__ failed
+            raise
+        return self
+
+    def _install(self) -> None:
         by_owner: dict[int, tuple[nn.Module, dict[str, str]]] = {}
         for site in self._sites:
             if isinstance(site.owner, nn.Module):
@@ -70,8 +75,7 @@ class StateDictView:
             else:
                 self._replace_attribute(site)
         for module, names in by_owner.values():
-            self._handles.append(self._hook(module, names))
-        return self
+            self._hook(module, names)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -85,9 +89,12 @@ class StateDictView:
             owner, attribute, original = self._replaced[-1]
             setattr(owner, attribute, original)
             self._replaced.pop()
-        while self._handles:
-            self._handles[-1].remove()
-            self._handles.pop()
+        while self._hooks:
+            module, show = self._hooks[-1]
+            for key, hook in tuple(module._state_dict_hooks.items()):
+                if hook is show:
+                    del module._state_dict_hooks[key]
+            self._hooks.pop()
         self._shown_tied.clear()
 
     def _replace_attribute(self, site: Site) -> None:
@@ -99,11 +106,11 @@ class StateDictView:
         self._replaced.append((site.owner, site.attribute, original))
         setattr(site.owner, site.attribute, shown)
 
-    def _hook(self, owner: nn.Module, names: dict[str, str]) -> _Handle:
+    def _hook(self, owner: nn.Module, names: dict[str, str]) -> None:
         # A plain function: copy.deepcopy of the module keeps it as it is, where a bound method or callable
         # object would be copied together with everything it holds.
         def show(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: object) -> None:
-            if not self._handles:
+            if not self._hooks:
                 return  # left over in a copy of the module that has outlived the view
             for attribute, name in names.items():
                 key = prefix + attribute
@@ -120,8 +127,8 @@ class StateDictView:
                 else:
                     state_dict[key] = self._shown(name, value, found)
 
-        handle: _Handle = owner.register_state_dict_post_hook(show)
-        return handle
+        self._hooks.append((owner, show))
+        owner.register_state_dict_post_hook(show)
 
     def _shown(self, name: str, value: Tensor, found: Tensor) -> Tensor:
         dtype = self._dtype or found.dtype

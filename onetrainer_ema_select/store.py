@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from onetrainer_ema_select.integrity import MAX_HEADER_BYTES
 from onetrainer_ema_select.manifest import FOLDER
 
 STAGING = "staging"
 _SIBLING_PREFIX = ".ema_select-staging-"
 
 # Moved after everything else, because their presence says that the rest is there.
-_LAST_NAMES = frozenset({"manifest.json", "ema_select.json", "meta.json"})
+_LAST_NAMES = frozenset({FOLDER, "manifest.json", "ema_select.json", "meta.json"})
 
 
 class Staging:
@@ -39,13 +41,14 @@ class Staging:
             OSError: If the folder cannot be made.
         """
         self.destination = destination
+        self._prefix = _sibling_prefix(workspace)
         if _is_inside(destination, workspace):
             root = workspace / FOLDER / STAGING
             root.mkdir(parents=True, exist_ok=True)
             self.folder = Path(tempfile.mkdtemp(dir=root))
         else:
             destination.parent.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(prefix=_sibling_prefix(workspace), dir=destination.parent))
+            self.folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=destination.parent))
 
     @property
     def path(self) -> Path:
@@ -59,7 +62,7 @@ class Staging:
         by one, and files in it that are not ours stay.
 
         Raises:
-            OSError: If the file system refuses; what had been moved by then stays.
+            OSError: If nothing was written, or the file system refuses; what had been moved by then stays.
         """
         for file in sorted(self.folder.rglob("*")):
             if file.is_file():
@@ -68,8 +71,10 @@ class Staging:
         parent.mkdir(parents=True, exist_ok=True)
         # The destination itself comes last: whoever sees it also sees what belongs beside it.
         children = sorted(self.folder.iterdir(), key=lambda child: child.name == self.destination.name)
+        if not children:
+            raise FileNotFoundError(errno.ENOENT, "Nothing was written for", str(self.destination))
         for child in children:
-            _move(child, parent / child.name)
+            _move(child, parent / child.name, prefix=self._prefix)
         flush_folder(parent)
         self.discard()
 
@@ -87,9 +92,13 @@ def clear_leftovers(workspace: Path, *destinations: Path) -> None:
     """Remove what an interrupted run of this workspace left unfinished, and nothing else."""
     shutil.rmtree(workspace / FOLDER / STAGING, ignore_errors=True)
     prefix = _sibling_prefix(workspace)
-    for destination in destinations:
-        if destination.parent.is_dir():
-            for leftover in destination.parent.glob(f"{prefix}*"):
+    # In the workspace's own folders there is one where they are links or mounts to another disk.
+    folders = {destination.parent for destination in destinations}
+    if workspace.is_dir():
+        folders.update(workspace.iterdir())
+    for folder in folders:
+        if folder.is_dir():
+            for leftover in folder.glob(f"{prefix}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -123,24 +132,21 @@ def add_metadata(path: Path, metadata: dict[str, str]) -> None:
         OSError: If the file system refuses; the old file is then still there.
         ValueError: If the file is not a safetensors file.
     """
-    with path.open("rb") as source:
-        length = int.from_bytes(source.read(8), "little")
-        if length > 100_000_000:
-            raise ValueError(f"{path} is not a safetensors file: its header claims {length} bytes.")
-        header = json.loads(source.read(length))
-        header["__metadata__"] = {**header.get("__metadata__", {}), **metadata}
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the format wants the tensors aligned to 8 bytes
-        temporary = _temporary(path)
-        try:
+    temporary = _temporary(path)
+    try:
+        with path.open("rb") as source:
+            header = _read_header(source, path)
+            header["__metadata__"] = {**header.get("__metadata__", {}), **metadata}
+            text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+            text += b" " * (-len(text) % 8)  # the format wants the tensors aligned to 8 bytes
             with temporary.open("wb") as target:
                 target.write(len(text).to_bytes(8, "little"))
                 target.write(text)
                 shutil.copyfileobj(source, target, 1 << 20)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    temporary.replace(path)  # after the source is closed: an open file cannot be replaced on Windows
+        temporary.replace(path)  # after the source is closed: an open file cannot be replaced on Windows
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -151,12 +157,21 @@ def read_metadata(path: Path) -> dict[str, str]:
         ValueError: If it is not a safetensors file.
     """
     with path.open("rb") as source:
-        length = int.from_bytes(source.read(8), "little")
-        if length > min(100_000_000, path.stat().st_size):
-            raise ValueError(f"{path} is not a safetensors file: its header claims {length} bytes.")
+        header = _read_header(source, path)
+    return {str(key): str(value) for key, value in header.get("__metadata__", {}).items()}
+
+
+def _read_header(source: BinaryIO, path: Path) -> dict[str, Any]:
+    length = int.from_bytes(source.read(8), "little")
+    if length > min(MAX_HEADER_BYTES, path.stat().st_size):
+        raise ValueError(f"{path} is not a safetensors file: its header claims {length} bytes.")
+    try:
         header = json.loads(source.read(length))
-    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else {}
-    return {str(key): str(value) for key, value in metadata.items()}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a safetensors file: its header cannot be read.") from error
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise ValueError(f"{path} is not a safetensors file: its header is no table of tensors.")
+    return header
 
 
 def flush(file: Path) -> None:
@@ -184,12 +199,34 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _move(source: Path, target: Path) -> None:
+def _move(source: Path, target: Path, *, prefix: str) -> None:
     if source.is_dir() and target.is_dir():
         for child in sorted(source.iterdir(), key=lambda path: (path.name in _LAST_NAMES, path.name)):
-            _move(child, target / child.name)
+            _move(child, target / child.name, prefix=prefix)
         return
-    source.replace(target)
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _move_across(source, target, prefix=prefix)
+
+
+def _move_across(source: Path, target: Path, *, prefix: str) -> None:
+    """Move to another disk in one visible step: users put links or mounts in the place of `backup` or `save`."""
+    private = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    try:
+        copied = private / source.name
+        if source.is_dir():
+            shutil.copytree(source, copied)
+        else:
+            shutil.copy2(source, copied)
+        for file in (copied, *copied.rglob("*")):
+            if file.is_file():
+                flush(file)
+        copied.replace(target)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
 
 
 def _temporary(path: Path) -> Path:

@@ -73,6 +73,8 @@ class WeightTracks:
         self._averages: dict[str, Tensor | None] = {}
         self._swapped: set[str] = set()
         self._stash: dict[str, Tensor] = {}
+        # Of those in the stash, the ones whose parameter holds the whole average: an interrupt may come between.
+        self._copied: set[str] = set()
         self._in_flight: _InFlight | None = None
         for name, parameter in named_parameters:
             if name in self._parameters:
@@ -183,15 +185,17 @@ class WeightTracks:
         """
         self._settle()
         for name, average in self._averages.items():
-            if average is None or name in self._swapped or name in self._stash:
+            if average is None or name in self._swapped or name in self._copied:
                 continue
             parameter = self._parameters[name]
             if average.dtype == parameter.dtype:
                 self._swap(name, to_ema=True)
             else:
-                # Kept before the parameter is touched, so that show_live can undo it from here on.
-                self._stash[name] = parameter.detach().to("cpu", copy=True)
+                if name not in self._stash:
+                    # Kept before the parameter is touched, so that show_live can undo it from here on.
+                    self._stash[name] = parameter.detach().to("cpu", copy=True)
                 parameter.detach().copy_(average)
+                self._copied.add(name)
 
     @torch.no_grad()
     def show_live(self) -> None:
@@ -200,6 +204,7 @@ class WeightTracks:
         for name in tuple(self._swapped):
             self._swap(name, to_ema=False)
         for name in tuple(self._stash):
+            self._copied.discard(name)
             self._parameters[name].detach().copy_(self._stash[name])
             del self._stash[name]
 

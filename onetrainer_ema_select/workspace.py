@@ -29,6 +29,9 @@ PARKED_FOLDER = Path(FOLDER, "parked")
 #: Where a model is a folder, its metadata lies in this file.
 FOLDER_METADATA = "ema_select.json"
 
+#: What is said of a folder among the backups that is none.
+STRAY = "stray folder, ignored"
+
 #: `-save-<step>-<epoch>-<step of the epoch>`, as OneTrainer ends the names of its saves.
 SAVE_PROGRESS = re.compile(r"-save-(\d+)-(\d+)-\d+$")
 
@@ -146,7 +149,7 @@ def scan_workspace(path: Path) -> WorkspaceView:
         )
     backups = folders_in(path / BACKUP_FOLDER)
     ours, skipped = newest_complete_backup(path)
-    saves = sorted((path / SAVE_FOLDER).iterdir()) if (path / SAVE_FOLDER).is_dir() else []
+    saves = sorted((path / SAVE_FOLDER).iterdir(), key=beside_partner) if (path / SAVE_FOLDER).is_dir() else []
     return WorkspaceView(
         backups=tuple(view_backup(folder) for folder in backups),
         milestones=tuple(view_backup(folder, pinned=True) for folder in folders_in(path / MILESTONE_FOLDER)),
@@ -169,7 +172,7 @@ def view_backup(folder: Path, *, pinned: bool = False) -> BackupView:
     """One backup, whole or not; `pinned` ones are a milestone's and may have any name."""
     size = size_of(folder)
     if not pinned and not BACKUP_NAME.match(folder.name):
-        return BackupView(folder.name, folder, False, "stray folder, ignored", None, None, (), size, "", ())
+        return BackupView(folder.name, folder, False, STRAY, None, None, (), size, "", ())
     problem = backup_problem(folder)
     try:
         progress = read_progress(folder)
@@ -208,6 +211,12 @@ def is_save(path: Path) -> bool:
     if path.is_dir():
         return not path.name.endswith("_embeddings")
     return path.suffix.lower() in MODEL_ENDINGS
+
+
+def beside_partner(path: Path) -> tuple[str, str]:
+    """Sorts the other set of a moment right behind the one with OneTrainer's own name."""
+    plain, weight_set = is_paired_name(path.name)
+    return plain, "" if weight_set is None else path.name
 
 
 def view_save(path: Path) -> SaveView:

@@ -59,9 +59,7 @@ def test_every_example_is_accepted() -> None:
     page = render_reference()
     section = json.loads(re.findall(r"```json\n(.*?)```", page, re.DOTALL)[0])["ema_select"]
     assert parse_settings(section) != EmaSelectSettings()
-    lines = re.findall(r"Example: `(.*)`", page) + re.findall(
-        r"^python scripts/train.py (.*)$", page, re.MULTILINE
-    )
+    lines = re.findall(r"Example: `(.*)`", page) + re.findall(r"^python scripts/train.py (.*)$", page, re.MULTILINE)
     assert len(lines) == 12
     for line in lines:
         words = shlex.split(line)

@@ -20,25 +20,19 @@ from onetrainer_ema_select.errors import (
 )
 
 PLAIN = [EmaSelectError, HostNotFoundError, ResumeError, NamesError, TrackError, ManifestError, StoreError]
-PROBLEM = SettingProblem(
-    "save_sets", '"BOHT"', "allowed: BOTH", "type --config-value ema_select.save_sets=BOTH"
-)
+PROBLEM = SettingProblem("save_sets", '"BOHT"', "allowed: BOTH", "type --config-value ema_select.save_sets=BOTH")
 OTHER = SettingProblem("", "true", "allowed: a section", "type something")
 
 
 def test_every_error_of_the_module_has_the_one_base() -> None:
-    defined = {
-        value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)
-    }
+    defined = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)}
     assert defined == {*PLAIN, SettingsError, HostMismatchError}
     assert all(issubclass(error, EmaSelectError) for error in defined)
 
 
 @pytest.mark.parametrize("error_type", PLAIN)
 def test_the_message_is_the_text_and_the_fields_are_kept(error_type: type[EmaSelectError]) -> None:
-    error = error_type(
-        "It is gone. Put it back.", path=Path("a") / "b", key="k", expected="one", found="none"
-    )
+    error = error_type("It is gone. Put it back.", path=Path("a") / "b", key="k", expected="one", found="none")
     assert str(error) == "It is gone. Put it back."
     assert error.path == str(Path("a") / "b")
     assert (error.key, error.expected, error.found) == ("k", "one", "none")

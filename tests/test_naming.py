@@ -10,12 +10,8 @@ from onetrainer_ema_select.naming import Suffix, companions, is_paired_name, pai
 from onetrainer_ema_select.settings import WeightSet
 
 NAMES = st.text(st.sampled_from("aZ0 ._-中模型é%") | st.characters(exclude_characters="/\\:\x00"), min_size=1)
-ENDINGS = st.sampled_from(
-    ["", ".safetensors", ".SafeTensors", ".ckpt", ".pt", ".PTH", ".bin", ".sft", ".txt"]
-)
-FOLDERS = st.sampled_from(
-    ["", "/", "out/", "C:\\models\\", "C:/models/", "\\\\server\\share\\", "a.b/", "模型/x.pt/"]
-)
+ENDINGS = st.sampled_from(["", ".safetensors", ".SafeTensors", ".ckpt", ".pt", ".PTH", ".bin", ".sft", ".txt"])
+FOLDERS = st.sampled_from(["", "/", "out/", "C:\\models\\", "C:/models/", "\\\\server\\share\\", "a.b/", "模型/x.pt/"])
 TAILS = st.sampled_from(["", "/", "\\", "//"])
 SUFFIXES: st.SearchStrategy[Suffix] = st.sampled_from(["ema", "non-ema"])
 

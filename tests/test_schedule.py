@@ -201,9 +201,7 @@ def slow_reference(
             due: set[tuple[Milestone, int | float]] = set()
             for milestone in milestones:
                 amount = milestone.amount
-                if milestone.unit is Unit.STEPS and (
-                    done % amount == 0 if milestone.repeating else done == amount
-                ):
+                if milestone.unit is Unit.STEPS and (done % amount == 0 if milestone.repeating else done == amount):
                     due.add((milestone, done))
                 if milestone.unit is Unit.PERCENT:
                     thousandths = round(amount * 1000)
@@ -221,9 +219,7 @@ def slow_reference(
     return expected
 
 
-@given(
-    st.lists(MILESTONES, unique=True, max_size=5), st.integers(1, 12), st.integers(1, 15), st.integers(0, 30)
-)
+@given(st.lists(MILESTONES, unique=True, max_size=5), st.integers(1, 12), st.integers(1, 15), st.integers(0, 30))
 def test_a_run_step_by_step_against_a_slow_reference(
     milestones: list[Milestone], epochs: int, epoch_length: int, resumed_after: int
 ) -> None:
@@ -268,9 +264,7 @@ def test_a_jump_is_due_for_all_it_jumps_over(
     assert sorted(map(repr, jumped)) == sorted(map(repr, walked))
 
 
-def due_names(
-    text: str, *, previous: Position, current: Position, epoch_length: int, epochs: int
-) -> list[str]:
+def due_names(text: str, *, previous: Position, current: Position, epoch_length: int, epochs: int) -> list[str]:
     due = due_milestones(
         parse_milestones(text), previous=previous, current=current, epoch_length=epoch_length, epochs=epochs
     )
@@ -307,6 +301,14 @@ def test_a_percentage_of_a_hundred_steps_is_that_step(percent: int) -> None:
         previous = position
     assert due_at == [percent]
     assert math.ceil(7 / 100 * 100) == 8
+
+
+@pytest.mark.parametrize(("percent", "step"), [("0.1", 1), ("0.3", 3), ("1.1", 11), ("1.15", 12)])
+def test_a_percentage_with_decimals_is_taken_as_it_is_written(percent: str, step: int) -> None:
+    # The float nearest to 0.1 is a little more than 0.1, which would be one step later.
+    before, at = Position(step - 1, 0, step - 1), Position(step, 0, step)
+    text = f"{percent}%"
+    assert due_names(text, previous=before, current=at, epoch_length=1000, epochs=1) == [text]
 
 
 def test_the_last_percent_is_due_once_at_the_last_step() -> None:

@@ -62,8 +62,7 @@ MILESTONES_TAIL = (
 )
 ONLY_EMPTY = "which is not in this version yet; allowed: only an empty text; type --config-value ema_select"
 BACKUP_TAIL = (
-    "; allowed: a text; "
-    "type for example --config-value ema_select.resume_backup=2026-03-01_12-00-00-backup-4000-10-0"
+    "; allowed: a text; type for example --config-value ema_select.resume_backup=2026-03-01_12-00-00-backup-4000-10-0"
 )
 
 # Key, value, and the whole line. The first of each key are also given all at once.
@@ -183,13 +182,24 @@ WRONG: list[tuple[str, object, str]] = [
         "probably meant: resume_backup; "
         "type for example --config-value ema_select.resume_backup=2026-03-01_12-00-00-backup-4000-10-0",
     ),
+    (
+        "ema_select.enabled",
+        "true",
+        "ema_select.ema_select.enabled: found a key that does not exist; probably meant: enabled; "
+        "type for example --config-value ema_select.enabled=true",
+    ),
+    (
+        "RESUME_LEG",
+        "second try",
+        "ema_select.RESUME_LEG: found a key that does not exist; probably meant: resume_leg; "
+        'type for example --config-value "ema_select.resume_leg=second try"',
+    ),
     ("colour", 1, f"ema_select.colour: found a key that does not exist; allowed: {KEYS}; leave it out"),
     # From here on, further values of the same keys.
     (
         "enabled",
         2,
-        "ema_select.enabled: found 2; allowed: true, false; "
-        "type for example --config-value ema_select.enabled=true",
+        "ema_select.enabled: found 2; allowed: true, false; type for example --config-value ema_select.enabled=true",
     ),
     (
         "enabled",
@@ -230,20 +240,17 @@ WRONG: list[tuple[str, object, str]] = [
     (
         "milestone_keep",
         -1,
-        "ema_select.milestone_keep: found -1; allowed: only 0; "
-        "type --config-value ema_select.milestone_keep=0",
+        "ema_select.milestone_keep: found -1; allowed: only 0; type --config-value ema_select.milestone_keep=0",
     ),
     (
         "milestone_keep",
         "all",
-        'ema_select.milestone_keep: found "all"; allowed: only 0; '
-        "type --config-value ema_select.milestone_keep=0",
+        'ema_select.milestone_keep: found "all"; allowed: only 0; type --config-value ema_select.milestone_keep=0',
     ),
     (
         "milestone_keep",
         False,
-        "ema_select.milestone_keep: found false; allowed: only 0; "
-        "type --config-value ema_select.milestone_keep=0",
+        "ema_select.milestone_keep: found false; allowed: only 0; type --config-value ema_select.milestone_keep=0",
     ),
     (
         "resume_weights",

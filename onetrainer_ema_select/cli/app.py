@@ -44,7 +44,7 @@ app.command("disable", epilog=disable.EXAMPLE)(disable.disable)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command("train", epilog=train.EXAMPLE, context_settings=train.CONTEXT_SETTINGS)(train.train)
 app.command("list", epilog=list_verb.EXAMPLE)(list_verb.list_workspace)
-app.command("demo", epilog="Example: onetrainer-ema-select demo")(demo.demo)
+app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 
 
 def main() -> None:
@@ -54,7 +54,8 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        app()
+        # also where it runs as `python -m`: the examples name it so
+        app(prog_name="onetrainer-ema-select")
     except EmaSelectError as error:
         # says itself what is wrong and what to do
         typer.echo(str(error), err=True)

@@ -1,14 +1,12 @@
-"""What several verbs share: how the OneTrainer folder is named, and how numbers and tables are shown."""
+"""What several verbs share: how the OneTrainer folder is named, and how reports are shown."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from onetrainer_ema_select.host.locate import find_onetrainer
 
@@ -19,7 +17,7 @@ WHERE = "OneTrainer's folder. Default: $ONETRAINER_DIR, the current folder or it
 DirectoryArgument = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[DIR]",
+        metavar="DIR",
         show_default=False,
         help=WHERE,
     ),
@@ -46,11 +44,6 @@ def named_onetrainer(directory: Path | None, onetrainer: Path | None) -> Path:
     if directory is not None and onetrainer is not None and directory.absolute() != onetrainer.absolute():
         raise typer.BadParameter(f"DIR is {directory} and --onetrainer is {onetrainer}: give one of them.")
     return find_onetrainer(directory if directory is not None else onetrainer)
-
-
-def console() -> Console:
-    """Where tables go: as wide as the terminal, or wide enough not to cut paths when there is none."""
-    return Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=200)
 
 
 def echo_json(report: object) -> None:

@@ -60,10 +60,8 @@ def demo(
         return
     with tempfile.TemporaryDirectory(prefix="ema-select-demo-", ignore_cleanup_errors=True) as temporary:
         show(Path(temporary), console)
-    console.print(
-        "All this was in a temporary folder, which is removed now. To keep it, look at the files and try the "
-        f"commands: {PACKAGE} demo --output ema-select-demo"
-    )
+    console.print("All this was in a temporary folder, which is removed now. To keep it and try the commands:")
+    console.print(f"  {PACKAGE} demo --output ema-select-demo")
 
 
 def show(folder: Path, console: Console) -> None:

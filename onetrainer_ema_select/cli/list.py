@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from onetrainer_ema_select.cli.common import PACKAGE, JsonOption, console, echo_json, size_text
-from onetrainer_ema_select.workspace import BackupView, SaveView, WorkspaceView, scan_workspace
+from onetrainer_ema_select.cli.common import PACKAGE, JsonOption, echo_json, size_text
+from onetrainer_ema_select.workspace import (
+    STRAY,
+    BackupView,
+    ParkedView,
+    SaveView,
+    WorkspaceView,
+    scan_workspace,
+)
 
 EXAMPLE = f"Example: {PACKAGE} list workspace/run"
 
 
 def list_workspace(
-    workspace: Annotated[Path, typer.Argument(help="A run's workspace, as workspace_dir in its config.")],
+    workspace: Annotated[
+        Path, typer.Argument(metavar="WORKSPACE", help="A run's workspace, as workspace_dir in its config.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show backups, milestones and saves: step, epoch, sets, size, whether each is complete and why not.
@@ -29,72 +36,87 @@ def list_workspace(
     if as_json:
         echo_json({"workspace": workspace.absolute(), **asdict(view)})
         return
-    output = console()
     for title, backups in (("Backups", view.backups), ("Milestones", view.milestones)):
         if backups:
-            output.print(backup_table(title, backups))
+            print_block(f"{title}, newest first", backup_rows(backups))
     if view.saves:
-        output.print(save_table(view.saves))
-    for parked in view.parked:
-        stopped = "" if parked.step is None else f", stopped at step {parked.step}"
-        typer.echo(f"Parked EMA: {parked.path.name}{stopped}, {size_text(parked.size_bytes)}")
+        print_block("Saves", save_rows(view.saves))
+    if view.parked:
+        print_block("Parked EMA, to be taken up again by a run with EMA on", parked_rows(view.parked))
     if not (view.backups or view.milestones or view.saves or view.parked):
-        typer.echo(f"No backups and no saves in {workspace}.")
+        typer.echo(f"No backups and no saves in {workspace}.\n")
     for line in continue_lines(view):
         typer.echo(line)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing in a workspace: the columns before its name, its name, and what else is to be said of it."""
+
+    step: int | None
+    epoch: int | None
+    size_bytes: int
+    sets: str
+    name: str
+    notes: tuple[str, ...] = ()
+
+
+def print_block(title: str, lines: Sequence[Line]) -> None:
+    """Print a heading and aligned columns. The long names come last, so that no terminal breaks the columns."""
+    width = max(len("sets"), *(len(line.sets) for line in lines))
+    typer.echo(title)
+    typer.echo(f"  {'step':>6} {'epoch':>5} {'size':>8}  {'sets':<{width}}  name")
+    for line in lines:
+        step, epoch = ("-" if number is None else str(number) for number in (line.step, line.epoch))
+        typer.echo(f"  {step:>6} {epoch:>5} {size_text(line.size_bytes):>8}  {line.sets:<{width}}  {line.name}")
+        for note in line.notes:
+            typer.echo(f"         {note}")
+    typer.echo()
+
+
+def backup_rows(backups: Iterable[BackupView]) -> list[Line]:
+    """A line for each backup; what is not usual about one stands below it."""
+    lines = []
+    for backup in backups:
+        sets = backup.sets + (("parked ema",) if backup.parked else ())
+        notes = []
+        if not backup.complete:
+            notes.append(backup.reason if backup.reason == STRAY else f"NOT COMPLETE: {backup.reason}")
+        else:
+            notes += [f"problem: {backup.reason}"] if backup.reason else []
+            notes.append(f"leg: {backup.leg}" if backup.leg else "made without the plugin")
+        lines.append(
+            Line(backup.step, backup.epoch, backup.size_bytes, ", ".join(sets) or "-", backup.name, tuple(notes))
+        )
+    return lines
+
+
+def save_rows(saves: Iterable[SaveView]) -> list[Line]:
+    """A line for each saved model, the two sets of a moment below each other."""
+    return [
+        Line(
+            save.step,
+            save.epoch,
+            save.size_bytes,
+            save.set or "not told",
+            save.path.name,
+            (f"milestone: {save.milestone}",) if save.milestone else (),
+        )
+        for save in saves
+    ]
+
+
+def parked_rows(parked: Iterable[ParkedView]) -> list[Line]:
+    """A line for each average that was set aside; its step is the one it stopped at."""
+    return [Line(one.step, None, one.size_bytes, "ema", one.path.name) for one in parked]
 
 
 def continue_lines(view: WorkspaceView) -> list[str]:
     """What "continue last backup" would load, and why that may not be the same for both."""
     if not view.backups:
         return ['"Continue last backup" would find nothing and start anew.']
-    lines = []
     if view.plain_continue == view.our_continue:
-        lines.append(f'"Continue last backup" would load {view.our_continue}, with and without the plugin.')
-    else:
-        ours = view.our_continue or "nothing (no backup is complete)"
-        lines.append(f'"Continue last backup" would load {ours} with the plugin.')
-        lines.append(f"Plain OneTrainer would try {view.plain_continue}, and fail if that is not complete.")
+        return [f'"Continue last backup" would load, with and without the plugin: {view.our_continue}']
+    lines = [f'"Continue last backup" would load, with the plugin: {view.our_continue or "nothing"}']
+    lines.append(f"Plain OneTrainer would try: {view.plain_continue}")
     return lines + list(view.skipped)
-
-
-def backup_table(title: str, backups: Iterable[BackupView]) -> Table:
-    """One row for each backup."""
-    table = Table(title=title, title_justify="left")
-    for heading in ("name", "step", "epoch", "sets", "size", "complete", "leg"):
-        table.add_column(heading, justify="right" if heading in ("step", "epoch", "size") else "left")
-    for backup in backups:
-        complete = "yes" if backup.complete else "NO"
-        table.add_row(
-            escape(backup.name),
-            count(backup.step),
-            count(backup.epoch),
-            ", ".join(backup.sets + tuple(f"parked {escape(name)}" for name in backup.parked)) or "-",
-            size_text(backup.size_bytes),
-            f"{complete}: {escape(backup.reason)}" if backup.reason else complete,
-            escape(backup.leg) or "without the plugin",
-        )
-    return table
-
-
-def save_table(saves: Iterable[SaveView]) -> Table:
-    """One row for each saved model."""
-    table = Table(title="Saves", title_justify="left")
-    for heading in ("name", "set", "step", "epoch", "milestone", "size", "other set"):
-        table.add_column(heading, justify="right" if heading in ("step", "epoch", "size") else "left")
-    for save in saves:
-        table.add_row(
-            escape(save.path.name),
-            save.set or "not told",
-            count(save.step),
-            count(save.epoch),
-            escape(save.milestone or "-"),
-            size_text(save.size_bytes),
-            escape(save.partner.name) if save.partner else "-",
-        )
-    return table
-
-
-def count(number: int | None) -> str:
-    """A number that may not be known."""
-    return "?" if number is None else str(number)

@@ -36,8 +36,7 @@ def train(
 ) -> None:
     """Train once with the plugin, with nothing enabled permanently.
 
-    Runs OneTrainer's scripts/train.py with this Python. All other options are OneTrainer's (--config-value
-    KEY=VALUE ...), and so is the exit code.
+    Runs OneTrainer's scripts/train.py with this Python. Other options are passed on, and the exit code back.
     """
     folder = find_onetrainer(onetrainer)
     files = {"--config-path": config_path, "--preset-path": preset_path, "--secrets-path": secrets_path}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from onetrainer_ema_select.demo.runner import STANDIN, STEPS, WORKSPACE
 from onetrainer_ema_select.errors import EmaSelectError
 from onetrainer_ema_select.naming import is_paired_name
-from onetrainer_ema_select.workspace import ParkedView, SaveView, scan_workspace, view_save
+from onetrainer_ema_select.workspace import PARKED_FOLDER, SaveView, scan_workspace, view_save
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,17 @@ def collect(folder: Path) -> list[Row]:
     Raises:
         EmaSelectError: Something is missing that should be there.
     """
-    workspace = folder / STANDIN / WORKSPACE
-    models = folder / STANDIN / "models"
-    view = scan_workspace(workspace)
-    finals = [view_save(path) for path in models.glob("*.safetensors")]
-    rows = [_save_row("models", save) for save in sorted(finals, key=_order)]
-    rows += [_save_row(f"{WORKSPACE}/save", save) for save in sorted(view.saves, key=_order)]
+    models, workspace = f"{STANDIN}/models", f"{STANDIN}/{WORKSPACE}"
+    view = scan_workspace(folder / workspace)
+    finals = [view_save(path) for path in (folder / models).glob("*.safetensors")]
+    rows = [_save_row(models, save) for save in sorted(finals, key=_order)]
+    rows += [_save_row(f"{workspace}/save", save) for save in sorted(view.saves, key=_order)]
     for backup in reversed(view.backups):
         step = "?" if backup.step is None else str(backup.step)
-        rows.append(Row(f"{WORKSPACE}/backup", backup.name, _sets(backup.sets), step, backup.size_bytes))
-    rows += [_parked_row(parked) for parked in view.parked]
+        rows.append(Row(f"{workspace}/backup", backup.name, _sets(backup.sets), step, backup.size_bytes))
+    parked_folder = f"{workspace}/{PARKED_FOLDER.as_posix()}"
+    for parked in view.parked:
+        rows.append(Row(parked_folder, parked.path.name, "ema", str(parked.step), parked.size_bytes))
     _check(rows)
     return rows
 
@@ -79,11 +80,6 @@ def _save_row(folder: str, save: SaveView) -> Row:
     if save.partner is not None and save.set == "non-ema":
         apart = distance(save.path, save.partner)
     return Row(folder, save.path.name, save.set, str(save.step), save.size_bytes, apart)
-
-
-def _parked_row(parked: ParkedView) -> Row:
-    folder = f"{WORKSPACE}/ema_select/parked"
-    return Row(folder, parked.path.name, "ema", str(parked.step), parked.size_bytes)
 
 
 def _check(rows: list[Row]) -> None:

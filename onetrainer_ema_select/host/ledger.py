@@ -22,7 +22,7 @@ class Ledger:
         try:
             raw = json.loads(self._path.read_text(encoding="utf-8"))
             self._entries = [entry for entry in raw["saves"] if isinstance(entry, dict)]
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             self._entries = []
 
     def add(self, *, path: Path, weight_set: str, step: int, epoch: int, milestones: tuple[str, ...]) -> None:
@@ -53,5 +53,6 @@ class Ledger:
             for entry in self._entries
             if entry.get("step") == step and isinstance(entry.get("milestones"), list)
             for name in entry["milestones"]
+            if isinstance(name, str)
         }
         return tuple(name for name in milestones if name not in done)

@@ -47,6 +47,6 @@ def run_jobs(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> RunJobs
             command, cwd=standin, env=environment(), capture_output=True, encoding="utf-8", check=False
         )
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-        return {job["name"]: torch.load(folder / f"{job['name']}.pt", weights_only=False) for job in jobs}
+        return {job["name"]: torch.load(folder / f"{job['name']}.pt", weights_only=True) for job in jobs}
 
     return run

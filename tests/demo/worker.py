@@ -36,6 +36,18 @@ def weights(model) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in found.items()}
 
 
+def trained_names(model) -> list[str]:
+    """The names of the trained weights, in the order of OneTrainer's list."""
+    names = {}
+    for part in model.model_type.model_parts():
+        names |= {id(p): f"{part}.{key}" for key, p in getattr(model, part).named_parameters()}
+    for adapter in model.adapters():
+        for module in adapter.lora_modules.values():
+            names |= {id(p): module.prefix + key for key, p in module.named_parameters()}
+    names |= {id(e.trained): f"embedding.{e.placeholder}" for e in model.all_text_encoder_embeddings()}
+    return [names[id(parameter)] for parameter in model.parameters.parameters()]
+
+
 def run(job: dict) -> dict:
     if job["plugin"]:
         arm()
@@ -50,12 +62,13 @@ def run(job: dict) -> dict:
         model = trainer.model
         live = weights(model)
         optimizer = model.optimizer.state_dict()["state"]
-        ema = [tensor.clone() for tensor in model.ema.ema_parameters] if model.ema else []
+        averages = [tensor.clone() for tensor in model.ema.ema_parameters] if model.ema else []
+        ema = dict(zip(trained_names(model), averages, strict=True)) if averages else {}
         trainer.end()
         drawn = not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate()
     finally:
         disarm()
-    return {"live": live, "optimizer": optimizer, "ema": ema, "drawn": drawn, "parameters": len(ema)}
+    return {"live": live, "optimizer": optimizer, "ema": ema, "drawn": drawn}
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def test_enable_adds_one_file_and_disable_leaves_nothing(onetrainer: Path) -> No
     path = dropin.enable(onetrainer)
     assert path == onetrainer / "modules" / "modelSetup" / "ema_select_dropin.py"
     after = files_in(onetrainer)
-    assert set(after) - set(before) == {os.path.join("modules", "modelSetup", "ema_select_dropin.py")}
+    assert set(after) - set(before) == {str(Path("modules", "modelSetup", "ema_select_dropin.py"))}
     assert path.read_text(encoding="utf-8").splitlines()[0] == (
         "# Written by `onetrainer-ema-select enable`; `onetrainer-ema-select disable` removes it."
     )
@@ -77,9 +77,7 @@ def test_a_foreign_file_stays(onetrainer: Path) -> None:
     assert not dropin.is_enabled(onetrainer)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    onetrainer: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(onetrainer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = dropin.enable(onetrainer)
     path.write_text(f"{dropin.FIRST_LINE}\nold\n", encoding="utf-8")
     before = files_in(onetrainer)

@@ -49,9 +49,7 @@ def runs(bench: Bench) -> dict[str, Pair]:
             hook=(BENCH / "hooks.py", "every_format"),
         )
         batches[family.name] = bench.start([off], plugin=False), bench.start([on], plugin=True)
-    return {
-        name: Pair(off.results()[0].require(), on.results()[0].require()) for name, (off, on) in batches.items()
-    }
+    return {name: Pair(off.results()[0].require(), on.results()[0].require()) for name, (off, on) in batches.items()}
 
 
 each_family = pytest.mark.parametrize("family", configs.FAMILIES, ids=lambda family: family.name)
@@ -139,7 +137,9 @@ def test_each_file_is_exactly_the_track_rounded_once_in_every_format(runs: dict[
         assert refused[0] == refused[1], folder.name
         if refused[0]:
             continue
-        [stem] = [path for path in (folder / "reference" / "ema").iterdir() if path.stem == "model" and path.suffix != ".yaml"]
+        [stem] = [
+            path for path in (folder / "reference" / "ema").iterdir() if path.stem == "model" and path.suffix != ".yaml"
+        ]
         for kind, path in (("ema", stem.name), ("non-ema", paired(stem).name)):
             for reference in sorted((folder / "reference" / kind).rglob("*.safetensors")):
                 if reference.is_dir():  # Stable Cascade's "file"

@@ -39,9 +39,7 @@ class Scenario:
         config = self.bench.config(
             self.family, run=self.run, **{"ema": "CPU", "ema_decay": DECAY, **options}, overrides=overrides
         )
-        job = Job(
-            self.name, config, reseed=True, record=("live", "ema"), actions=actions or {}, hook=INITIAL
-        )
+        job = Job(self.name, config, reseed=True, record=("live", "ema"), actions=actions or {}, hook=INITIAL)
         return self.bench.start([job], plugin=plugin)
 
     def finish(self, **options: Any) -> Recording:
@@ -186,7 +184,9 @@ def sorted_by_name(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 # -- with and without the plugin -----------------------------------------------------------------------------
 
 
-def test_plain_onetrainer_resumes_from_a_backup_made_with_the_plugin(bench: Bench, first: tuple[Path, Recording]) -> None:
+def test_plain_onetrainer_resumes_from_a_backup_made_with_the_plugin(
+    bench: Bench, first: tuple[Path, Recording]
+) -> None:
     scenario = Scenario(bench, "to-plain", begin=first[0])
     done = scenario.resume(plugin=False, schedule=steps(3)).results()[0].require()
     assert same_bits(scenario.initial, list(first[1].weights("live").values()))

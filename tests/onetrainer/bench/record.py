@@ -296,7 +296,7 @@ def run(job: dict[str, Any], clock: CountingClock | None) -> Path:
     with output_into(folder):
         try:
             train(job, recorder)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs into the result
+        except BaseException as error:
             traceback.print_exc()
             recorder.result["exception"] = {"type": type(error).__name__, "message": str(error)}
             with contextlib.suppress(AttributeError):

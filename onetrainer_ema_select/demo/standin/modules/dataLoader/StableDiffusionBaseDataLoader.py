@@ -3,7 +3,6 @@
 import math
 
 import torch
-
 from modules.dataLoader.BaseDataLoader import BaseDataLoader
 from modules.util import factory
 from modules.util import multi_gpu_util as multi

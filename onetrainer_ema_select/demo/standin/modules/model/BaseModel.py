@@ -1,7 +1,6 @@
 """A model in training: its parts, what trains them, and how far it is."""
 
 import torch
-
 from modules.util.TrainProgress import TrainProgress
 
 

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-
 from modules.model.BaseModel import BaseModel, BaseModelEmbedding
 from modules.model.tiny import PARTS, NoiseScheduler
+from safetensors.torch import load_file, save_file
 
 FILES = {
     "unet": "diffusion_pytorch_model.safetensors",

@@ -3,7 +3,6 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
-
 from modules.util.TrainProgress import TrainProgress
 
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from modules.model.StableDiffusionModel import Pipeline, StableDiffusionModel
 from modules.model.tiny import PARTS, new_parts
 from modules.modelLoader.BaseModelLoader import BaseModelLoader
@@ -12,6 +10,7 @@ from modules.util import factory
 from modules.util.enum.ModelType import ModelType
 from modules.util.enum.TrainingMethod import TrainingMethod
 from modules.util.modelSpec.ModelSpec import ModelSpec
+from safetensors.torch import load_file
 
 
 def load_parts(name):

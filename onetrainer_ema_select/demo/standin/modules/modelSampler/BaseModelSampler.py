@@ -12,7 +12,7 @@ class BaseModelSampler(ABC):
         self.temp_device = temp_device
 
     @abstractmethod
-    def sample(
+    def sample(  # noqa: PLR0917 - OneTrainer's own signature
         self,
         sample_config,
         destination,

@@ -5,7 +5,6 @@ import zlib
 from pathlib import Path
 
 import torch
-
 from modules.model.tiny import TIMESTEPS, TOKENS
 from modules.modelSampler.BaseModelSampler import BaseModelSampler, ModelSamplerOutput
 from modules.util import factory
@@ -20,7 +19,7 @@ class StableDiffusionSampler(BaseModelSampler):
         self.model_type = model_type
 
     @torch.no_grad()
-    def sample(
+    def sample(  # noqa: PLR0917 - OneTrainer's own signature
         self,
         sample_config,
         destination,

@@ -1,8 +1,6 @@
 import copy
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from modules.modelSaver.BaseModelSaver import BaseModelSaver
 from modules.modelSaver.mixin.DtypeModelSaverMixin import DtypeModelSaverMixin
 from modules.modelSaver.mixin.EmbeddingSaverMixin import EmbeddingSaverMixin
@@ -11,6 +9,7 @@ from modules.util import factory
 from modules.util.enum.ModelFormat import ModelFormat
 from modules.util.enum.ModelType import ModelType
 from modules.util.enum.TrainingMethod import TrainingMethod
+from safetensors.torch import save_file
 
 PREFIXES = {"unet": "model.diffusion_model.", "text_encoder": "cond_stage_model.", "vae": "first_stage_model."}
 

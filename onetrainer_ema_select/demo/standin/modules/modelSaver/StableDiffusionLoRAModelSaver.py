@@ -1,7 +1,5 @@
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from modules.modelSaver.BaseModelSaver import BaseModelSaver
 from modules.modelSaver.mixin.DtypeModelSaverMixin import DtypeModelSaverMixin
 from modules.modelSaver.mixin.EmbeddingSaverMixin import EmbeddingSaverMixin
@@ -10,14 +8,13 @@ from modules.util import factory
 from modules.util.enum.ModelFormat import ModelFormat
 from modules.util.enum.ModelType import ModelType
 from modules.util.enum.TrainingMethod import TrainingMethod
+from safetensors.torch import save_file
 
 _LEAVES = ("lora_down.weight", "lora_up.weight", "alpha")
 
 
 @factory.register(BaseModelSaver, ModelType.STABLE_DIFFUSION_15, TrainingMethod.LORA)
-class StableDiffusionLoRAModelSaver(
-    BaseModelSaver, DtypeModelSaverMixin, EmbeddingSaverMixin, InternalModelSaverMixin
-):
+class StableDiffusionLoRAModelSaver(BaseModelSaver, DtypeModelSaverMixin, EmbeddingSaverMixin, InternalModelSaverMixin):
     def save(self, model, model_type, output_model_format, output_model_destination, dtype):
         del model_type
         tensors = {}

@@ -1,7 +1,6 @@
 """What the three ways of training have in common: the diffusion loss, and the user's own words."""
 
 import torch
-
 from modules.model.StableDiffusionModel import StableDiffusionModelEmbedding
 from modules.model.tiny import TIMESTEPS
 from modules.modelSetup.BaseModelSetup import BaseModelSetup
@@ -72,7 +71,5 @@ class BaseStableDiffusionSetup(BaseModelSetup):
         for embedding in model.all_text_encoder_embeddings():
             embedding.requires_grad_(settings[embedding.uuid].train)
             collection.add_group(
-                NamedParameterGroup(
-                    f"embeddings/{embedding.uuid}", [embedding.trained], config.embedding_learning_rate
-                )
+                NamedParameterGroup(f"embeddings/{embedding.uuid}", [embedding.trained], config.embedding_learning_rate)
             )

@@ -1,7 +1,6 @@
 from abc import ABC, abstractmethod
 
 import torch
-
 from modules.util import create
 from modules.util.TimedActionMixin import TimedActionMixin
 

@@ -7,8 +7,6 @@ import traceback
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
-
 from modules.trainer.BaseTrainer import BaseTrainer
 from modules.util import multi_gpu_util as multi
 from modules.util.config.SampleConfig import SampleConfig
@@ -17,6 +15,7 @@ from modules.util.enum.ModelFormat import ModelFormat
 from modules.util.enum.TimeUnit import TimeUnit
 from modules.util.enum.TrainingMethod import TrainingMethod
 from modules.util.time_util import get_string_timestamp
+from tqdm import tqdm
 
 
 class GenericTrainer(BaseTrainer):

@@ -1,7 +1,6 @@
 """Makes the objects of a run. Its import imports every implementation, and what else lies in their folders."""
 
 import torch
-
 from modules.dataLoader.BaseDataLoader import BaseDataLoader
 from modules.modelLoader.BaseModelLoader import BaseModelLoader
 from modules.modelSampler.BaseModelSampler import BaseModelSampler

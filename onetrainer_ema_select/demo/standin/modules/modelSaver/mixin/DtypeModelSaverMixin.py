@@ -3,7 +3,6 @@ import hashlib
 import json
 
 import torch
-
 from modules.util.enum.ConfigPart import ConfigPart
 from modules.util.modelSpec.ModelSpec import ModelSpec
 

@@ -1,8 +1,7 @@
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from modules.util.enum.ModelFormat import ModelFormat
+from safetensors.torch import save_file
 
 
 class EmbeddingSaverMixin:

@@ -40,7 +40,7 @@ class BaseConfig:
 
     def _set(self, name, value, migrate):
         kind = self.types[name]
-        if isinstance(kind, type) and issubclass(kind, BaseConfig):
+        if get_origin(kind) is None and issubclass(kind, BaseConfig):
             getattr(self, name).from_dict(value, migrate=migrate)
             return
         if value is not None or not self.nullables[name]:

@@ -1,0 +1,181 @@
+"""`doctor`: against the stand-in, which has every seam, and against one that is spoilt."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import onetrainer_ema_select
+from onetrainer_ema_select import __version__
+from onetrainer_ema_select.cli import doctor
+from onetrainer_ema_select.host import dropin
+from onetrainer_ema_select.host.seams import SEAMS
+
+Command = Callable[..., "tuple[int, str, str]"]
+
+EMA = Path("modules", "module", "EMAModule.py")
+
+
+@pytest.fixture
+def standin(tmp_path: Path) -> Path:
+    source = Path(onetrainer_ema_select.__file__).parent / "demo" / "standin"
+    return Path(shutil.copytree(source, tmp_path / "standin"))
+
+
+def spoil(standin: Path) -> None:
+    """Rename a parameter that the plugin passes."""
+    path = standin / EMA
+    text = path.read_text(encoding="utf-8")
+    assert "store_temp" in text
+    path.write_text(text.replace("store_temp", "keep"), encoding="utf-8")
+
+
+def test_everything_fits(command: Command, standin: Path) -> None:
+    code, out, err = command("doctor", standin)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}"
+        for name in ("torch", "numpy", "safetensors", "pydantic", "typer", "rich", "tqdm")
+    )
+    assert lines[:6] == [
+        f"OneTrainer   {standin}",
+        "commit       unknown (not a git checkout)",
+        f"plugin       onetrainer-ema-select {__version__}, not enabled in this OneTrainer",
+        f"Python       {platform.python_version()}, {sys.executable}",
+        f"packages     {versions}",
+        "",
+    ]
+    seams = lines[6 : 6 + len(SEAMS)]
+    assert all(line.startswith("ok   modules.") for line in seams)
+    assert "ok   modules.util.create:create_ema: found (parameters, state_dict, config), as expected" in seams
+    assert lines[6 + len(SEAMS) :] == [
+        "",
+        f"{len(SEAMS)} of {len(SEAMS)} seams are as expected.",
+        f'Nothing to mend. To start the plugin with OneTrainer: onetrainer-ema-select enable "{standin}"; '
+        "for one run only: onetrainer-ema-select train --config-path FILE",
+    ]
+
+
+def test_a_changed_seam(command: Command, standin: Path) -> None:
+    spoil(standin)
+    code, out, err = command("doctor", standin)
+    assert (code, err) == (1, "")
+    lines = out.splitlines()
+    assert [line for line in lines if line.startswith("NOT ")] == [
+        "NOT  modules.module.EMAModule:EMAModuleWrapper.copy_ema_to: "
+        "found (self, parameters, keep), expected (self, parameters, store_temp)"
+    ]
+    assert lines[-2:] == [
+        f"{len(SEAMS) - 1} of {len(SEAMS)} seams are as expected.",
+        "This OneTrainer is not one that the plugin knows, so it refuses to run with it. "
+        "Update the plugin: pip install --upgrade onetrainer-ema-select",
+    ]
+
+
+def test_a_missing_module(command: Command, standin: Path) -> None:
+    (standin / EMA).unlink()
+    code, out, _ = command("doctor", standin)
+    assert code == 1
+    assert (
+        "NOT  modules.module.EMAModule:EMAModuleWrapper.copy_temp_to: "
+        "expected (self, parameters), found nothing of that name\n"
+    ) in out
+
+
+def test_json(command: Command, standin: Path) -> None:
+    dropin.enable(standin)
+    spoil(standin)
+    code, out, err = command("doctor", standin, "--json")
+    assert (code, err) == (1, "")
+    report = json.loads(out)
+    assert report["ok"] is False
+    assert (report["onetrainer"], report["onetrainer_commit"], report["onetrainer_python"]) == (
+        str(standin),
+        None,
+        None,
+    )
+    assert (report["enabled"], report["plugin"]) == ("current", __version__)
+    assert (report["python"], report["python_executable"]) == (platform.python_version(), sys.executable)
+    assert report["packages"]["torch"] == metadata.version("torch")
+    assert len(report["seams"]) == len(SEAMS)
+    assert [seam for seam in report["seams"] if not seam["ok"]] == [
+        {
+            "seam": "modules.module.EMAModule:EMAModuleWrapper.copy_ema_to",
+            "ok": False,
+            "found": "(self, parameters, keep)",
+            "sentence": "modules.module.EMAModule:EMAModuleWrapper.copy_ema_to: "
+            "found (self, parameters, keep), expected (self, parameters, store_temp)",
+        }
+    ]
+    assert len(report["advice"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "advice"),
+    [
+        (
+            dropin.DROPIN_TEXT,
+            "enabled in this OneTrainer",
+            "Nothing to mend. A run uses the plugin when its config says ema_select.enabled=true.",
+        ),
+        (
+            f"{dropin.FIRST_LINE}\n",
+            "enabled in this OneTrainer by another version",
+            'Renew the file in OneTrainer: onetrainer-ema-select enable "{standin}"',
+        ),
+        (
+            "mine = 1\n",
+            "not enabled: a file of somebody else has its name",
+            "Move {dropin} away: it is not the plugin's.",
+        ),
+    ],
+)
+def test_the_drop_in(command: Command, standin: Path, content: str, said: str, advice: str) -> None:
+    path = dropin.dropin_path(standin)
+    path.write_bytes(content.encode())
+    code, out, _ = command("doctor", standin)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[2] == f"plugin       onetrainer-ema-select {__version__}, {said}"
+    assert lines[-1] == advice.format(standin=standin, dropin=path)
+
+
+def test_a_missing_package(command: Command, standin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "tqdm":
+            raise metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    code, out, _ = command("doctor", standin)
+    assert code == 1
+    assert "rich 1.0, tqdm MISSING\n" in out
+    assert out.endswith("\nInstall what is missing: pip install tqdm\n")
+
+
+def test_the_package_is_in_another_python(command: Command, standin: Path) -> None:
+    python = standin / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    code, out, _ = command("doctor", standin)
+    assert code == 0
+    assert out.splitlines()[-1] == (
+        "The plugin is not installed in OneTrainer's own Python; the one above is another. "
+        f'Install it: "{python}" -m pip install onetrainer-ema-select'
+    )
+
+
+def test_nothing_of_the_host_is_run_or_changed(command: Command, standin: Path) -> None:
+    for path in standin.rglob("*.py"):
+        path.write_text("raise SystemExit('imported')\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    before = {path: path.read_bytes() for path in standin.rglob("*") if path.is_file()}
+    command("doctor", standin)
+    assert {path: path.read_bytes() for path in standin.rglob("*") if path.is_file()} == before

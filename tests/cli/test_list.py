@@ -1,0 +1,133 @@
+"""`list`: the text, to the letter, and the JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+Command = Callable[..., "tuple[int, str, str]"]
+
+OLD = "2026-08-19_10-00-00-backup-4-2-0"
+NEW = "2026-08-19_11-00-00-backup-8-4-0"
+SAVE = "2026-08-19_10-30-00-save-6-3-0"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, make_backup: Callable[..., Path]) -> Path:
+    """One whole backup, one cut short, a stray folder, a pair of saves, a parked average; sizes made even."""
+    root = tmp_path / "workspace"
+    old = make_backup(root, OLD, ema=False)
+    new = make_backup(root, NEW, step=8, epoch=4)
+    (new / "optimizer" / "optimizer.pt").unlink()
+    (root / "backup" / "stray").mkdir()
+    manifest = {
+        "kind": "backup",
+        "plugin_version": "0.1.0",
+        "run": "r",
+        "step": 4,
+        "epoch": 2,
+        "epoch_step": 0,
+        "parameters": [],
+        "parked": [{"name": "parked-ema", "step": 2}],
+    }
+    parked = root / "ema_select" / "parked" / "parked-ema"
+    for folder, extra in ((old / "ema_select", {}), (parked, {"kind": "parked", "step": 2})):
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({**manifest, **extra}), encoding="utf-8")
+    (root / "save").mkdir()
+    for name, weight_set in ((f"{SAVE}.safetensors", "EMA"), (f"{SAVE}-non-ema.safetensors", "NON_EMA")):
+        marks = {"ema_select.set": weight_set, "ema_select.step": "6", "ema_select.epoch": "3"}
+        if weight_set == "EMA":
+            marks["ema_select.milestone"] = "3 epochs"
+        save_file({"a": torch.zeros(2)}, root / "save" / name, metadata=marks)
+    for folder, size in ((old, 1234567), (new, 7654321), (parked, 99949)):
+        missing = size - sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        (folder / "padding.bin").write_bytes(b"x" * missing)
+    return root
+
+
+def test_text(command: Command, workspace: Path) -> None:
+    sizes = [(workspace / "save" / f"{SAVE}{end}.safetensors").stat().st_size for end in ("", "-non-ema")]
+    ema, other = (f"{size} B" for size in sizes)
+    code, out, err = command("list", workspace)
+    assert (code, err) == (0, "")
+    assert out == (
+        "Backups, newest first\n"
+        "    step epoch     size  sets                 name\n"
+        "       -     -      0 B  -                    stray\n"
+        "         stray folder, ignored\n"
+        f"       8     4   7.7 MB  non-ema, ema         {NEW}\n"
+        "         NOT COMPLETE: optimizer/optimizer.pt is missing\n"
+        f"       4     2   1.2 MB  non-ema, parked ema  {OLD}\n"
+        "         leg: fresh start\n"
+        "\n"
+        "Saves\n"
+        "    step epoch     size  sets     name\n"
+        f"       6     3 {ema:>8}  ema      {SAVE}.safetensors\n"
+        "         milestone: 3 epochs\n"
+        f"       6     3 {other:>8}  non-ema  {SAVE}-non-ema.safetensors\n"
+        "\n"
+        "Parked EMA, to be taken up again by a run with EMA on\n"
+        "    step epoch     size  sets  name\n"
+        "       2     -  99.9 kB  ema   parked-ema\n"
+        "\n"
+        f'"Continue last backup" would load, with the plugin: {OLD}\n'
+        "Plain OneTrainer would try: stray\n"
+        f"Skipped {workspace / 'backup' / 'stray'}: stray folder, its name does not begin with a backup's time.\n"
+        f"Skipped {workspace / 'backup' / NEW}: optimizer/optimizer.pt is missing.\n"
+    )
+
+
+def test_json(command: Command, workspace: Path) -> None:
+    code, out, err = command("list", workspace, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["workspace"] == str(workspace)
+    assert [backup["name"] for backup in report["backups"]] == ["stray", NEW, OLD]
+    assert report["backups"][1] == {
+        "name": NEW,
+        "path": str(workspace / "backup" / NEW),
+        "complete": False,
+        "reason": "optimizer/optimizer.pt is missing",
+        "step": 8,
+        "epoch": 4,
+        "sets": ["non-ema", "ema"],
+        "size_bytes": 7654321,
+        "leg": "",
+        "parked": [],
+    }
+    assert report["backups"][2]["parked"] == ["parked-ema (stopped at step 2)"]
+    assert report["saves"][1]["partner"] == str(workspace / "save" / f"{SAVE}.safetensors")
+    assert report["milestones"] == []
+    assert (report["plain_continue"], report["our_continue"]) == ("stray", OLD)
+    assert len(report["skipped"]) == 2
+
+
+def test_both_would_load_the_same(command: Command, tmp_path: Path, make_backup: Callable[..., Path]) -> None:
+    make_backup(tmp_path / "workspace", NEW)
+    _, out, _ = command("list", tmp_path / "workspace")
+    assert "         made without the plugin\n" in out
+    assert out.endswith(f'\n"Continue last backup" would load, with and without the plugin: {NEW}\n')
+
+
+def test_nothing_there(command: Command, tmp_path: Path) -> None:
+    assert command("list", tmp_path / "home") == (
+        0,
+        f"No backups and no saves in {tmp_path / 'home'}.\n\n"
+        '"Continue last backup" would find nothing and start anew.\n',
+        "",
+    )
+
+
+def test_no_such_folder(command: Command, tmp_path: Path) -> None:
+    assert command("list", tmp_path / "gone") == (
+        1,
+        "",
+        f"There is no folder {tmp_path / 'gone'}. "
+        "Give a run's workspace, the folder that workspace_dir names in its config.\n",
+    )
