@@ -75,7 +75,7 @@ class SettingsError(EmaSelectError):
         count = f"{len(problems)} settings in `{SECTION}` are"
         if len(problems) == 1:
             count = f"1 setting in `{SECTION}` is"
-        heading = f"{count} wrong; nothing was loaded or changed:"
+        heading = f"{count} wrong, so no model was loaded:"
         only = problems[0] if len(problems) == 1 else None
         super().__init__(
             "\n".join([heading, *(f"- {problem}" for problem in problems)]),

@@ -126,7 +126,7 @@ def newest_complete_backup(workspace: Path) -> tuple[Path | None, tuple[str, ...
         Its folder, or None where there is none, and one sentence for each newer folder that was passed over.
     """
     skipped: list[str] = []
-    for folder in folders_in(workspace / BACKUP_FOLDER):
+    for folder in sorted(folders_in(workspace / BACKUP_FOLDER), key=lambda path: _age(path.name), reverse=True):
         if not BACKUP_NAME.match(folder.name):
             skipped.append(f"Skipped {folder}: stray folder, its name does not begin with a backup's time.")
         elif problem := backup_problem(folder):
@@ -134,6 +134,19 @@ def newest_complete_backup(workspace: Path) -> tuple[Path | None, tuple[str, ...
         else:
             return folder, tuple(skipped)
     return None, tuple(skipped)
+
+
+#: `<time>-backup-<step>-<epoch>-<step of the epoch>`, as OneTrainer names its backups.
+BACKUP_PROGRESS = re.compile(r"(?P<time>.{19})-backup-(?P<step>\d+)-")
+
+
+def _age(name: str) -> tuple[str, int, str]:
+    """Sort key, newest greatest: by time, and by step where two backups were made in the same second.
+
+    Their names would then be compared as text, and step 8 would come after step 24.
+    """
+    named = BACKUP_PROGRESS.match(name)
+    return (named["time"], int(named["step"]), name) if named else (name, -1, name)
 
 
 def scan_workspace(path: Path) -> WorkspaceView:

@@ -46,7 +46,7 @@ def test_fields_that_do_not_apply_are_none() -> None:
 def test_one_wrong_setting_is_spoken_of_in_the_singular_and_fills_the_fields() -> None:
     error = SettingsError((PROBLEM,))
     assert str(error) == (
-        "1 setting in `ema_select` is wrong; nothing was loaded or changed:\n"
+        "1 setting in `ema_select` is wrong, so no model was loaded:\n"
         '- ema_select.save_sets: found "BOHT"; allowed: BOTH; type --config-value ema_select.save_sets=BOTH'
     )
     assert (error.key, error.found, error.expected) == ("ema_select.save_sets", '"BOHT"', "allowed: BOTH")
@@ -55,7 +55,7 @@ def test_one_wrong_setting_is_spoken_of_in_the_singular_and_fills_the_fields() -
 def test_several_wrong_settings_are_a_line_each() -> None:
     error = SettingsError((PROBLEM, OTHER))
     assert str(error) == (
-        "2 settings in `ema_select` are wrong; nothing was loaded or changed:\n"
+        "2 settings in `ema_select` are wrong, so no model was loaded:\n"
         '- ema_select.save_sets: found "BOHT"; allowed: BOTH; type --config-value ema_select.save_sets=BOTH\n'
         "- ema_select: found true; allowed: a section; type something"
     )

@@ -53,7 +53,7 @@ CHOICES: dict[type[Choice], list[str]] = {
     EmaDtype: ["FLOAT_32", "PARAMETER"],
 }
 
-ONE = "1 setting in `ema_select` is wrong; nothing was loaded or changed:\n- "
+ONE = "1 setting in `ema_select` is wrong, so no model was loaded:\n- "
 KEYS = ", ".join(DEFAULTS)
 MILESTONES_TAIL = (
     "; allowed: 10 epochs, 4000 steps, 25%, every 5 epochs, every 500 steps and the like, "
@@ -308,7 +308,7 @@ def test_all_wrong_settings_are_named_at_once_in_the_order_they_were_written() -
     for keys in (list(first), list(reversed(first))):
         lines = "".join(f"\n- {first[key][1]}" for key in keys)
         assert str(error_of({key: first[key][0] for key in keys})) == (
-            f"{len(first)} settings in `ema_select` are wrong; nothing was loaded or changed:{lines}"
+            f"{len(first)} settings in `ema_select` are wrong, so no model was loaded:{lines}"
         )
 
 

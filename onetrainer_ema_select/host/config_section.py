@@ -129,7 +129,7 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
         try:
             self.settings()
         except SettingsError as error:
-            return str(error)
+            return " ".join(f"{problem}." for problem in error.problems)
         return ""
 
 

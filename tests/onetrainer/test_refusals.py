@@ -46,7 +46,7 @@ def test_wrong_keys_and_values_are_all_named_at_once(bench: Bench) -> None:
         },
     )
     text = message(recording)
-    assert text.startswith("4 settings in `ema_select` are wrong; nothing was loaded or changed:")
+    assert text.startswith("4 settings in `ema_select` are wrong, so no model was loaded:")
     for key in ("save_sets", "primary", "milestones", "resume_weights"):
         assert f"\n- ema_select.{key}: found " in text
     # The window's status line, last.
@@ -60,7 +60,7 @@ def test_a_section_that_is_none_is_refused(bench: Bench) -> None:
 def test_a_schedule_free_optimizer_with_ema(bench: Bench) -> None:
     overrides = {"optimizer": {"optimizer": "SCHEDULE_FREE_ADAMW"}}
     assert message(refused(bench, section={"enabled": True}, overrides=overrides)) == (
-        "1 setting in `ema_select` is wrong; nothing was loaded or changed:\n"
+        "1 setting in `ema_select` is wrong, so no model was loaded:\n"
         "- ema_select.enabled: found true together with ema: CPU and the schedule-free optimizer "
         "SCHEDULE_FREE_ADAMW; a schedule-free optimizer keeps an average of its own, and an EMA of its weights would "
         "average points that are not the model; type --config-value ema=OFF, or choose an optimizer that is not "
@@ -100,7 +100,7 @@ def test_command_line_values_are_checked_too(bench: Bench) -> None:
     arguments = [part for value in values for part in ("--config-value", value)]
     done = bench.train(config, *arguments, plugin=True)
     assert done.returncode == 1
-    assert "2 settings in `ema_select` are wrong; nothing was loaded or changed:" in done.stderr
+    assert "2 settings in `ema_select` are wrong, so no model was loaded:" in done.stderr
     assert "- ema_select.save_sets: found" in done.stderr
     assert "- ema_select.milestone: found" in done.stderr
     assert "loading" not in done.stdout.lower()

@@ -109,29 +109,55 @@ def write_reference(trainer: Any, target: Path, model_format: ModelFormat, dtype
 
 
 @contextmanager
-def interrupt_sampling(trainer: Any) -> Iterator[None]:
-    """Ctrl-C in the middle of the second sample."""
-    create_sampler = trainer.create_model_sampler
-    calls = []
+def interrupt_third_sample(trainer: Any) -> Iterator[None]:
+    """Ctrl-C while the third sample is made: the first of the EMA after training has begun."""
+    create_sampler = create.create_model_sampler
+    made = []
 
-    def create_interrupting(model: Any) -> Any:
-        sampler = create_sampler(model)
+    def create_interrupting(*args: Any, **kwargs: Any) -> Any:
+        sampler = create_sampler(*args, **kwargs)
         sample = sampler.sample
 
         def interrupted(*args: Any, **kwargs: Any) -> Any:
-            calls.append(1)
-            if len(calls) == 2:
-                on_progress = kwargs.get("on_update_progress")
-
-                def raise_interrupt(*_: Any) -> None:
-                    raise KeyboardInterrupt
-
-                kwargs["on_update_progress"] = raise_interrupt
-                del on_progress
+            made.append(1)
+            if len(made) == 3:
+                raise KeyboardInterrupt
             return sample(*args, **kwargs)
 
         sampler.sample = interrupted
         return sampler
 
-    trainer.create_model_sampler = create_interrupting
-    yield
+    create.create_model_sampler = create_interrupting
+    try:
+        yield
+    finally:
+        create.create_model_sampler = create_sampler
+
+
+@contextmanager
+def second_set_fails(trainer: Any) -> Iterator[None]:
+    """OneTrainer's own saver cannot write the non-EMA set in step 3, and neither set at the end."""
+    create_saver = create.create_model_saver
+
+    def create_failing(*args: Any, **kwargs: Any) -> Any:
+        saver = create_saver(*args, **kwargs)
+        save = saver.save
+
+        def failing(
+            model: Any, model_type: Any, output_model_format: Any, output_model_destination: str, dtype: Any
+        ) -> None:
+            step, name = model.train_progress.global_step, Path(output_model_destination).name
+            last = "-save-" not in name and output_model_format is not ModelFormat.INTERNAL
+            if last or (step == 3 and name.endswith("-non-ema.safetensors")):
+                Path(output_model_destination).write_bytes(b"half")
+                raise OSError(28, "No space left on device")
+            save(model, model_type, output_model_format, output_model_destination, dtype)
+
+        saver.save = failing
+        return saver
+
+    create.create_model_saver = create_failing
+    try:
+        yield
+    finally:
+        create.create_model_saver = create_saver
