@@ -17,7 +17,7 @@ from torch import Tensor
 
 # 2**18 float32 values are 1 MiB: small enough that the converted piece of a 16-bit parameter is still in the
 # cache when it is averaged, large enough that the interpreter's share of the time does not show.
-_CACHE_CHUNK = 1 << 18
+_CACHE_CHUNK = 1 << 15
 # Staging for parameters on another device: 16 MiB of float32, twice, whatever the size of the model.
 _TRANSFER_CHUNK = 1 << 22
 

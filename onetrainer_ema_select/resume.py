@@ -136,9 +136,16 @@ _EMA_OFF_SENTENCE = "EMA is off in OneTrainer (ema: OFF), so there is one set, n
 def _continue_leg(
     settings: EmaSelectSettings, backup: BackupContents, manifest: Manifest, *, ema_on: bool
 ) -> ResumePlan:
-    # RESTART has been done when the leg began; here the average always goes on.
-    ema, average = _average(backup, ema_on=ema_on, restart=False)
     began = manifest.leg
+    # RESTART was done when the leg began, so the average goes on; unless EMA was off then, and the only average
+    # there is was set aside before.
+    restart = (
+        settings.resume_ema is ResumeEma.RESTART
+        and not backup.holds_ema
+        and backup.parked is not None
+        and backup.parked.step <= began.began_at_step
+    )
+    ema, average = _average(backup, ema_on=ema_on, restart=restart)
     if began.choices is None or began.choices == _PLAIN_CHOICES:
         reason = ""
     else:

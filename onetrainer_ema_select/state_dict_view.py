@@ -62,10 +62,10 @@ class StateDictView:
         """Install the hooks and exchange the attributes."""
         try:
             self._install()
+            return self  # inside: an interrupt may come at this line too
         except BaseException:
             self.restore()  # nobody calls __exit__ where __enter__ failed
             raise
-        return self
 
     def _install(self) -> None:
         by_owner: dict[int, tuple[nn.Module, dict[str, str]]] = {}

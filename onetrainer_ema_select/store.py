@@ -42,10 +42,10 @@ class Staging:
         """
         self.destination = destination
         self._prefix = _sibling_prefix(workspace)
+        self._root = workspace / FOLDER / STAGING
         if _is_inside(destination, workspace):
-            root = workspace / FOLDER / STAGING
-            root.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(dir=root))
+            self._root.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(dir=self._root))
         else:
             destination.parent.mkdir(parents=True, exist_ok=True)
             self.folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=destination.parent))
@@ -81,9 +81,9 @@ class Staging:
     def discard(self) -> None:
         """Remove the private folder and what is left in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self.folder.parent.name == STAGING:
+        if self.folder.parent == self._root:
             try:
-                self.folder.parent.rmdir()
+                self._root.rmdir()
             except OSError:
                 return  # another staging is still in there
 

@@ -307,6 +307,22 @@ def test_stochastic_rounding_follows_the_exact_average_on_average() -> None:
     assert average.double().mean().item() == pytest.approx(closed_form(history, decay=0.999).item(), abs=5 * spread)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_one_update_is_right_in_the_mean_over_many_seeds(dtype: torch.dtype) -> None:
+    count, grid = 2000, torch.finfo(dtype).eps
+    start = torch.linspace(1.0, 1.7, 64).to(dtype)
+    moving = nn.Parameter(start + 0.25)
+    exact = start.double() + 0.001 * (moving.detach().double() - start.double())
+    total = torch.zeros(64, dtype=torch.float64)
+    for step in range(20_000, 20_000 + count):  # past the warm-up
+        tracks = make([moving], decay=0.999, dtype=None, initial={"p0": start.clone()})
+        tracks.step([moving], step)
+        total += tracks.ema_parameters[0].double()
+    share = (exact - start.double()) / grid
+    deviation = (share * (1 - share) / count).sqrt() * grid
+    assert ((total / count - exact).abs() <= 5 * deviation + 1e-7).all()
+
+
 def test_stochastic_rounding_goes_by_the_number_of_the_step() -> None:
     assert all_bits(run_16_bit(0, 20).ema_parameters) == all_bits(run_16_bit(0, 20).ema_parameters)
 
@@ -630,6 +646,35 @@ def test_an_average_in_main_memory_is_exchanged_with_the_gpu(dtype: torch.dtype)
     assert (bits(trained), bits(average)) == (live, ema)
 
 
+READERS: dict[str, Callable[[WeightTracks], object]] = {
+    "averages": lambda tracks: list(tracks.averages()),
+    "ema_parameters": lambda tracks: tracks.ema_parameters,
+    "state_dict": lambda tracks: tracks.state_dict(),
+    "load_state_dict": lambda tracks: tracks.load_state_dict(tracks.state_dict()),
+    "to": lambda tracks: tracks.to(),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_whatever_reads_the_averages_shows_the_live_weights_first(reader: str) -> None:
+    tracks, parameters = mixed()
+    ema = all_bits(tracks.ema_parameters)
+    tracks.show_ema()
+    READERS[reader](tracks)
+    assert values(parameters) == live_in_parameters()
+    assert not tracks.showing_ema
+    assert all_bits(tracks.ema_parameters) == ema
+
+
+def test_a_step_without_an_update_shows_the_live_weights_too() -> None:
+    tracks, parameters = mixed()
+    tracks.update_step_interval = 10
+    tracks.show_ema()
+    tracks.step(parameters, 0)
+    assert values(parameters) == live_in_parameters()
+    assert tracks.updates == 0
+
+
 # -- interrupts -----------------------------------------------------------------------------------------------
 
 EXCHANGING = frozenset(
@@ -756,3 +801,12 @@ def test_the_host_saves_and_averages_after_an_interrupt_as_if_there_had_been_non
         if not reached:
             break
     assert not reached
+
+
+def test_half_exchanged_weights_are_never_taken_for_the_live_ones() -> None:
+    def scenario(interrupt: Callable[[Callable[[], object]], None]) -> None:
+        tracks, parameters = mixed()
+        interrupt(tracks.show_ema)
+        assert tracks.showing_ema or values(parameters) == live_in_parameters()
+
+    assert every_place(scenario, event="opcode") > 100

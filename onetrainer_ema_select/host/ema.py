@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,9 +19,15 @@ class HostEma:
     does it when a sample is really made. That keeps a save from ever touching a live weight.
     """
 
-    def __init__(self, tracks: WeightTracks) -> None:
-        """Wrap tracks; nothing is shown."""
+    def __init__(self, tracks: WeightTracks, *, failed: Callable[[int, Exception], None]) -> None:
+        """Wrap tracks; nothing is shown.
+
+        Args:
+            tracks: The tracks.
+            failed: Told the optimizer step and the error when an update fails: training goes on then.
+        """
         self.tracks = tracks
+        self._failed = failed
         self.ema_wanted = False
 
     def before_sample(self) -> None:
@@ -51,8 +57,11 @@ class HostEma:
         return self.tracks.get_current_decay(optimization_step)
 
     def step(self, parameters: Iterable[Tensor], optimization_step: int) -> None:
-        """Average, if an update is due."""
-        self.tracks.step(parameters, optimization_step)
+        """Average, if an update is due. A failure is reported and does not end the training."""
+        try:
+            self.tracks.step(parameters, optimization_step)
+        except Exception as error:  # noqa: BLE001 - nothing of ours may end a run
+            self._failed(optimization_step, error)
 
     @property
     def decay(self) -> float:

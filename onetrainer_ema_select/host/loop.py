@@ -81,6 +81,9 @@ def _attach(session: Session) -> None:
     callbacks.on_update_train_progress = on_update_train_progress
     trainer.end = end
     if master:
-        clear_leftovers(session)
+        try:
+            clear_leftovers(session)
+        except OSError as error:
+            session.reporter.problem("What an interrupted run left unfinished could not be removed.", error)
         for sentence in session.skipped:
             session.reporter.say(sentence)

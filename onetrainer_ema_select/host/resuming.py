@@ -137,11 +137,16 @@ def park(session: Session, tensors: Sequence[Tensor], parameters: Sequence[Tenso
         finally:
             staging.discard()
     except OSError as error:
-        raise ResumeError(
+        message = (
             f"The EMA of backup {contents.name} could not be set aside in {folder}: {error}. Without that, switching "
-            "EMA off would lose it. Free disk space or make the folder writable, then start again.",
-            path=str(folder),
-        ) from error
+            "EMA off would lose it with the next rolling deletion. Free disk space or make the folder writable, then "
+            "start again."
+        )
+        if multi_gpu_util.world_size() > 1:
+            # The other processes are about to wait for this one, and would do so for a day.
+            session.reporter.problem(message)
+            return
+        raise ResumeError(message, path=str(folder)) from error
 
 
 def _parked_manifest(session: Session, named: Mapping[str, Tensor], decay: float | None) -> Manifest:

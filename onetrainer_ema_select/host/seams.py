@@ -106,6 +106,7 @@ SEAMS: tuple[Seam, ...] = (
         ("self",),
         "lists the weights",
     ),
+    Seam("modules.util.multi_gpu_util", "world_size", (), "tells how many processes there are"),
     Seam("modules.util.multi_gpu_util", "is_master", (), "tells the first process"),
     Seam("modules.util.modelSpec.ModelSpec", "ModelSpec.to_dict", ("self",), "marks files"),
     Seam(_BASE_CONFIG, "BaseConfig.__init__", ("self", "data"), "builds the section"),
@@ -142,13 +143,14 @@ class SeamResult:
 
 @dataclass(frozen=True)
 class _Signature:
-    """Parameter names in order, and how many of them, from the end, may be left out."""
+    """Parameter names in order, how many of them, from the end, may be left out, and keywords that may not be."""
 
     names: tuple[str, ...]
     optional: int
+    keywords: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"({', '.join(self.names)})"
+        return f"({', '.join([*self.names, *(['*', *self.keywords] if self.keywords else [])])})"
 
 
 def check_source(directory: Path) -> tuple[SeamResult, ...]:
@@ -208,7 +210,7 @@ def _judge(seam: Seam, found: _Signature | None) -> SeamResult:
     if found is None:
         return SeamResult(seam, None, False, f"{seam.label}: expected {expected}, found nothing of that name")
     extra = len(found.names) - len(seam.parameters)
-    fits = found.names[: len(seam.parameters)] == seam.parameters and extra <= found.optional
+    fits = found.names[: len(seam.parameters)] == seam.parameters and extra <= found.optional and not found.keywords
     # The sampler's own parameters are passed on unseen, so it may have any.
     if seam.name.endswith(".sample"):
         fits = found.names[:1] == ("self",)
@@ -235,7 +237,12 @@ def _signature_in_tree(tree: ast.Module | None, name: str) -> _Signature | None:
     for node in reversed(functions):
         if node.name == function:
             names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
-            return _Signature(tuple(names), len(node.args.defaults))
+            keywords = [
+                argument.arg
+                for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+                if default is None
+            ]
+            return _Signature(tuple(names), len(node.args.defaults), tuple(keywords))
     return None
 
 
@@ -247,10 +254,16 @@ def _signature_of_object(seam: Seam) -> _Signature | None:
     function = inspect.unwrap(raw.__func__ if isinstance(raw, staticmethod | classmethod) else raw)
     if not isinstance(function, FunctionType):
         return None
-    parameters = [
+    parameters = inspect.signature(function).parameters.values()
+    positional = [
         parameter
-        for parameter in inspect.signature(function).parameters.values()
+        for parameter in parameters
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
-    optional = sum(parameter.default is not parameter.empty for parameter in parameters)
-    return _Signature(tuple(parameter.name for parameter in parameters), optional)
+    keywords = [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+    ]
+    optional = sum(parameter.default is not parameter.empty for parameter in positional)
+    return _Signature(tuple(parameter.name for parameter in positional), optional, tuple(keywords))

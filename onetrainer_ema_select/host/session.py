@@ -90,6 +90,7 @@ class Session:
         self.initial: MutableMapping[str, Tensor] | None = None
         self.match_notes: tuple[str, ...] = ()
         self.parked_updates = 0
+        self.failed_updates = 0
         self.ending = False
         self.lost: list[str] = []
 
@@ -167,6 +168,16 @@ class Session:
         """The average of a weight for a save (an alias); None where it is the live weight itself."""
         return None if self.ema is None else self.ema.tracks.average(name)
 
+    def update_failed(self, optimization_step: int, error: Exception) -> None:
+        """Report the first update of the average that failed, and count the others for the end."""
+        self.failed_updates += 1
+        if self.failed_updates == 1:
+            self.reporter.problem(
+                f"The EMA could not be updated at optimizer step {optimization_step}; training goes on, and the "
+                "following updates are tried. The EMA of this run is not what its length says any more.",
+                error,
+            )
+
     # -- the end -----------------------------------------------------------------------------------------
 
     def finish(self) -> None:
@@ -176,6 +187,8 @@ class Session:
             EmaSelectError: If the final output or the last backup is not on the disk, in a script. In the
                 window, which runs trainings in a thread of its own, an exception here would leave it stuck.
         """
+        if self.failed_updates > 1:
+            self.reporter.problem(f"{self.failed_updates} updates of the EMA failed in this run.")
         self.reporter.repeat_problems()
         if self.lost and threading.current_thread() is threading.main_thread():
             raise EmaSelectError(

@@ -45,9 +45,13 @@ def create_ema(
     if session is None:
         return original(parameters, state_dict, config)
     if session.ema_on:
-        session.ema = HostEma(_build_tracks(session, list(parameters)))
+        tracks = _build_tracks(session, list(parameters))
+        session.ema = HostEma(tracks, failed=session.update_failed)
     session.milestones.begin(session.model.train_progress)
-    announce(session)
+    try:
+        announce(session)
+    except Exception as error:  # noqa: BLE001 - a sentence that cannot be made is no reason not to train
+        session.reporter.problem("The start of the run could not be described.", error)
     if session.milestones.pending:
         # Due when the backup was made, and not written any more: the run owes them.
         session.trainer.commands.save()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +17,19 @@ NOT_COPIED = ("venv", ".venv", ".git", "__pycache__", "workspace", "workspace-ca
 TIMEOUT_SECONDS = 300
 
 
+@functools.cache
 def package_folder() -> Path:
-    """The folder that holds the package under test: the source tree, or site-packages when it is installed."""
+    """A folder that holds the package under test, the one that is imported here, and nothing else.
+
+    A copy: the rest of the site-packages it may be installed in (another torch) is not for OneTrainer's python.
+    """
     import onetrainer_ema_select
 
-    return Path(onetrainer_ema_select.__file__).resolve().parents[1]
+    folder = Path(tempfile.mkdtemp(prefix="package-under-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    source = Path(onetrainer_ema_select.__file__).resolve().parent
+    shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 @dataclass(frozen=True)

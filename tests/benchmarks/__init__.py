@@ -1,0 +1,1 @@
+"""Measurements; see ``conftest.py`` for how to run them."""

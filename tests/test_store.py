@@ -1,0 +1,410 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from onetrainer_ema_select import store
+from onetrainer_ema_select.store import Staging, add_metadata, clear_leftovers, read_metadata, write_json
+
+REPLACE = Path.replace
+FSYNC = os.fsync
+
+
+class FailingCalls:
+    """Stands in for a function: its calls are counted, and the n-th one (from 0) fails."""
+
+    def __init__(self, function: Callable, fails_at: int | None = None, code: int = errno.ENOSPC) -> None:
+        self.function = function
+        self.fails_at = fails_at
+        self.code = code
+        self.count = 0
+
+    def __call__(self, *args: object) -> object:
+        self.count += 1
+        if self.count - 1 == self.fails_at:
+            raise OSError(self.code, os.strerror(self.code))
+        return self.function(*args)
+
+
+def failing(mocker, which: str, fails_at: int | None = None, code: int = errno.ENOSPC) -> FailingCalls:
+    calls = FailingCalls(FSYNC if which == "fsync" else REPLACE, fails_at, code)
+    if which == "fsync":
+        mocker.patch.object(os, "fsync", calls)
+    else:
+        mocker.patch.object(Path, "replace", lambda self, target: calls(self, target))
+    return calls
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder with its text, hidden ones too."""
+    return {
+        file.relative_to(folder).as_posix(): file.read_text(encoding="utf-8")
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def fill(path: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text, encoding="utf-8")
+
+
+BACKUP = {"ema_select/manifest.json": "m", "lora/lora.safetensors": "w", "meta.json": "p", "optimizer/optimizer.pt": "o"}
+
+
+def write_backup(destination: Path, workspace: Path) -> None:
+    staging = Staging(destination, workspace=workspace)
+    try:
+        fill(staging.path, BACKUP)
+        assert not destination.exists()
+        staging.publish()
+    finally:
+        staging.discard()
+
+
+SAVE = {
+    "x.safetensors": "new",
+    "x.yaml": "new yaml",
+    "x.safetensors_embeddings/a.safetensors": "new a",
+    "x.safetensors_embeddings/b.safetensors": "new b",
+}
+
+
+def write_save(destination: Path, workspace: Path) -> None:
+    staging = Staging(destination, workspace=workspace)
+    try:
+        assert staging.path.name == destination.name
+        fill(staging.folder, SAVE)
+        staging.publish()
+    finally:
+        staging.discard()
+
+
+def test_a_backup_is_published_whole(tmp_path):
+    destination = tmp_path / "run" / "backup" / "b"
+    write_backup(destination, tmp_path / "run")
+    assert tree(tmp_path) == {f"run/backup/b/{name}": text for name, text in BACKUP.items()}
+    assert not (tmp_path / "run" / "ema_select" / "staging").exists()
+
+
+def test_a_folder_appears_in_one_step_after_its_files_are_on_the_disk(tmp_path, mocker):
+    order = []
+    mocker.patch.object(os, "fsync", lambda descriptor: order.append("flush"))
+    mocker.patch.object(Path, "replace", lambda self, target: (order.append("move"), REPLACE(self, target))[1])
+    write_backup(tmp_path / "backup" / "b", tmp_path)
+    assert order == ["flush"] * len(BACKUP) + ["move"] + ["flush"] * (os.name != "nt")
+
+
+def test_inside_the_workspace_nothing_private_stands_among_backups_and_saves(tmp_path):
+    staging = Staging(tmp_path / "backup" / "b", workspace=tmp_path)
+    assert staging.folder.parent == tmp_path / "ema_select" / "staging"
+    assert staging.path == staging.folder / "b"
+    assert not (tmp_path / "backup").exists()
+
+
+def test_outside_it_is_staged_beside_the_destination(tmp_path):
+    staging = Staging(tmp_path / "models" / "x.safetensors", workspace=tmp_path / "run")
+    assert staging.folder.parent == tmp_path / "models"
+    assert staging.folder.name.startswith(".ema_select-staging-")
+    assert not (tmp_path / "run").exists()
+    staging.discard()
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_discarding_keeps_a_users_folder_that_is_called_staging(tmp_path):
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    Staging(folder / "x.safetensors", workspace=tmp_path / "run").discard()
+    assert folder.is_dir()
+
+
+def test_two_at_once_do_not_disturb_each_other(tmp_path):
+    first = Staging(tmp_path / "save" / "x", workspace=tmp_path)
+    second = Staging(tmp_path / "save" / "x", workspace=tmp_path)
+    first.path.write_text("first", encoding="utf-8")
+    second.path.write_text("second", encoding="utf-8")
+    second.discard()
+    first.publish()
+    assert tree(tmp_path) == {"save/x": "first"}
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_belongs_beside_is_published_and_the_destination_last(tmp_path, mocker, inside):
+    moved = []
+    mocker.patch.object(Path, "replace", lambda self, target: (moved.append(Path(target).name), REPLACE(self, target)))
+    destination = tmp_path / ("run/save" if inside else "models") / "x.safetensors"
+    write_save(destination, tmp_path / "run")
+    assert tree(destination.parent) == SAVE
+    assert sorted(moved) == ["x.safetensors", "x.safetensors_embeddings", "x.yaml"]
+    assert moved[-1] == "x.safetensors"
+
+
+def test_an_existing_folder_is_merged_and_foreign_files_stay(tmp_path, mocker):
+    destination = tmp_path / "backup" / "b"
+    fill(destination, {"notes.txt": "mine", "lora/other.txt": "mine too", "meta.json": "old", "ema_select/x": "kept"})
+    moved = []
+    mocker.patch.object(Path, "replace", lambda self, target: (moved.append(Path(target)), REPLACE(self, target)))
+    staging = Staging(destination, workspace=tmp_path)
+    fill(staging.path, BACKUP)
+    staging.publish()
+    foreign = {"notes.txt": "mine", "lora/other.txt": "mine too", "ema_select/x": "kept"}
+    assert tree(destination) == BACKUP | foreign
+    # What says that the rest is there comes after the rest.
+    names = [path.relative_to(destination).as_posix() for path in moved]
+    assert names == ["lora/lora.safetensors", "optimizer", "ema_select/manifest.json", "meta.json"]
+
+
+def test_an_existing_file_is_replaced(tmp_path):
+    fill(tmp_path, {"save/x.safetensors": "old", "save/y": "other"})
+    write_save(tmp_path / "save" / "x.safetensors", tmp_path)
+    assert tree(tmp_path / "save") == SAVE | {"y": "other"}
+
+
+def test_nothing_written_is_an_error(tmp_path):
+    staging = Staging(tmp_path / "backup" / "b", workspace=tmp_path)
+    with pytest.raises(FileNotFoundError, match="Nothing was written for") as caught:
+        staging.publish()
+    assert caught.value.filename == str(tmp_path / "backup" / "b")
+    staging.discard()
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("which", ["fsync", "replace"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_backup_is_whole_or_absent_whatever_fails(tmp_path, mocker, which, inside):
+    count = failing(mocker, which)
+    write_backup(tmp_path / "dry" / "b", tmp_path / "dry")
+    assert count.count > 0
+    for fails_at in range(count.count):
+        root = tmp_path / str(fails_at)
+        workspace = root / "run"
+        destination = (workspace / "backup" if inside else root / "out") / "b"
+        mocker.stopall()
+        failing(mocker, which, fails_at)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            write_backup(destination, workspace)
+        # Only the flushing of the parent's entries may fail after it has appeared.
+        appeared = which == "fsync" and fails_at == len(BACKUP)
+        assert destination.exists() == appeared
+        prefix = destination.relative_to(root).as_posix()
+        assert tree(root) == ({f"{prefix}/{name}": text for name, text in BACKUP.items()} if appeared else {})
+        assert not (workspace / "ema_select" / "staging").exists()
+
+
+@pytest.mark.parametrize("which", ["fsync", "replace"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_save_is_seen_only_with_what_belongs_beside_it(tmp_path, mocker, which, inside):
+    count = failing(mocker, which)
+    write_save(tmp_path / "dry" / "x.safetensors", tmp_path / "dry")
+    for fails_at in range(count.count):
+        root = tmp_path / str(fails_at)
+        folder = root / "run" / "save" if inside else root / "out"
+        mocker.stopall()
+        failing(mocker, which, fails_at)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            write_save(folder / "x.safetensors", root / "run")
+        found = tree(root)
+        assert "x.safetensors" not in {Path(name).name for name in found} or len(found) == len(SAVE)
+        assert not any("staging" in name for name in found)
+
+
+def test_an_interrupted_merge_leaves_the_old_markers(tmp_path, mocker):
+    old = dict.fromkeys(BACKUP, "old")
+    count = failing(mocker, "replace")
+    fill(tmp_path / "dry" / "b", old)
+    staging = Staging(tmp_path / "dry" / "b", workspace=tmp_path / "dry")
+    fill(staging.path, BACKUP)
+    staging.publish()
+    assert count.count == len(BACKUP)
+    for fails_at in range(count.count):
+        mocker.stopall()
+        failing(mocker, "replace", fails_at)
+        destination = tmp_path / str(fails_at) / "b"
+        fill(destination, old)
+        staging = Staging(destination, workspace=tmp_path / str(fails_at))
+        fill(staging.path, BACKUP)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            staging.publish()
+        staging.discard()
+        found = tree(destination)
+        assert set(found) == set(BACKUP)
+        assert found["meta.json"] == "old"
+        assert not (tmp_path / str(fails_at) / "ema_select").exists() or not any(
+            (tmp_path / str(fails_at) / "ema_select").iterdir()
+        )
+
+
+def test_another_disk_is_reached_in_one_visible_step(tmp_path, mocker):
+    calls = failing(mocker, "replace", 0, errno.EXDEV)
+    write_backup(tmp_path / "backup" / "b", tmp_path)
+    assert calls.count == 2
+    assert tree(tmp_path) == {f"backup/b/{name}": text for name, text in BACKUP.items()}
+    assert [path.name for path in (tmp_path / "backup").iterdir()] == ["b"]
+
+
+# The files are flushed in the staging and again as copies.
+@pytest.mark.parametrize("fails_at", range(2 * len(BACKUP)))
+def test_on_another_disk_too_it_is_whole_or_absent(tmp_path, mocker, fails_at):
+    failing(mocker, "replace", 0, errno.EXDEV)
+    failing(mocker, "fsync", fails_at)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        write_backup(tmp_path / "backup" / "b", tmp_path)
+    assert tree(tmp_path) == {}
+    assert list((tmp_path / "backup").glob("*")) == []
+
+
+def test_another_disk_that_refuses_the_last_step_is_left_clean(tmp_path, mocker):
+    refusals = [OSError(errno.EXDEV, "another disk"), OSError(errno.ENOSPC, "full")]
+    mocker.patch.object(Path, "replace", side_effect=refusals)
+    with pytest.raises(OSError, match="full"):
+        write_backup(tmp_path / "backup" / "b", tmp_path)
+    assert tree(tmp_path) == {}
+    assert list((tmp_path / "backup").iterdir()) == []
+
+
+def test_leftovers_of_this_workspace_are_removed_and_nothing_else(tmp_path):
+    ours, theirs, models = tmp_path / "run", tmp_path / "other run", tmp_path / "models"
+    for workspace in (ours, theirs):
+        for destination in (workspace / "backup" / "b", workspace / "save" / "x", models / "x.safetensors"):
+            fill(Staging(destination, workspace=workspace).folder, {"half": "written"})
+    fill(ours, {"backup/b1/meta.json": "{}", "ema_select/saves.json": "{}", "save/y": "y", "config.json": "{}"})
+    fill(models, {"z.safetensors": "z", ".ema_select-staging-notes": "mine"})
+    # A disk that is mounted in the place of a folder has its own, beside the backups.
+    mounted = ours / "backup" / (store._sibling_prefix(ours) + "abc")
+    fill(mounted, {"half": "written"})
+    before = tree(theirs)
+
+    clear_leftovers(ours, models / "x.safetensors")
+
+    assert tree(ours) == {
+        "backup/b1/meta.json": "{}",
+        "ema_select/saves.json": "{}",
+        "save/y": "y",
+        "config.json": "{}",
+    }
+    assert not mounted.exists()
+    assert tree(theirs) == before
+    left = tree(models)
+    assert left.pop("z.safetensors") == "z"
+    assert left.pop(".ema_select-staging-notes") == "mine"
+    prefix = store._sibling_prefix(theirs)
+    assert [name.startswith(prefix) for name in left] == [True]
+
+
+def test_where_nothing_is_there_nothing_is_cleared(tmp_path):
+    clear_leftovers(tmp_path / "run", tmp_path / "models" / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+TENSORS = {
+    "a": torch.arange(7, dtype=torch.float32),
+    "b": torch.full((3, 2), 1.5, dtype=torch.bfloat16),
+    "odd": torch.tensor([1, 2, 3], dtype=torch.uint8),
+    "scalar": torch.tensor(4.0),
+}
+
+
+@pytest.mark.parametrize("existing", [None, {"format": "pt", "key": "old"}])
+@pytest.mark.parametrize("added", [{}, {"key": "new"}, {"ema_select.set": "EMA", "name": "模型 é \n \"'"}])
+def test_metadata_is_added_and_the_tensors_stay(tmp_path, existing, added):
+    path = tmp_path / "x.safetensors"
+    save_file(TENSORS, path, metadata=existing)
+    before = path.read_bytes()
+    add_metadata(path, added)
+    after = path.read_bytes()
+
+    def data(content: bytes) -> bytes:
+        length = int.from_bytes(content[:8], "little")
+        assert length % 8 == 0
+        return content[8 + length :]
+
+    assert data(after) == data(before)
+    loaded = load_file(path)
+    assert set(loaded) == set(TENSORS)
+    for name, tensor in TENSORS.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
+    with safe_open(path, framework="pt") as file:
+        assert (file.metadata() or {}) == (existing or {}) | added
+    assert read_metadata(path) == (existing or {}) | added
+    assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        (2**63).to_bytes(8, "little") + b"{}",
+        (100).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (3).to_bytes(8, "little") + b"{,}",
+        (22).to_bytes(8, "little") + b'{"__metadata__": null}',
+        (20).to_bytes(8, "little") + b'{"__metadata__": []}',
+        (40000).to_bytes(8, "little") + b"[" * 40000,
+    ],
+)
+def test_what_is_not_safetensors_is_refused_and_left_alone(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    for call in (lambda: add_metadata(path, {"a": "b"}), lambda: read_metadata(path)):
+        with pytest.raises(ValueError, match="is not a safetensors file") as caught:
+            call()
+        assert str(caught.value).startswith(str(path))
+    assert path.read_bytes() == content
+    assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_a_failing_disk_leaves_the_file_as_it_was(tmp_path, mocker):
+    path = tmp_path / "x.safetensors"
+    save_file(TENSORS, path)
+    before = path.read_bytes()
+    failing(mocker, "replace", 0)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        add_metadata(path, {"a": "b"})
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_json_is_written_and_replaced(tmp_path):
+    path = tmp_path / "new" / "x.json"
+    write_json(path, {"a": 1})
+    write_json(path, {"名": [1, "é"]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"名": [1, "é"]}
+    assert [file.name for file in path.parent.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("which", ["fsync", "replace"])
+def test_json_that_cannot_be_written_leaves_the_old_one(tmp_path, mocker, which):
+    path = tmp_path / "x.json"
+    write_json(path, {"old": True})
+    failing(mocker, which, 0)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        write_json(path, {"new": True})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"old": True}
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_what_is_not_json_leaves_the_old_one(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, [1])
+    with pytest.raises(TypeError):
+        write_json(path, [1, object()])
+    assert tree(tmp_path) == {"x.json": "[\n 1\n]"}
+
+
+def test_json_is_on_the_disk_before_it_replaces(tmp_path, mocker):
+    order = []
+    mocker.patch.object(os, "fsync", lambda descriptor: order.append("flush"))
+    mocker.patch.object(Path, "replace", lambda self, target: (order.append("move"), REPLACE(self, target))[1])
+    write_json(tmp_path / "x.json", 1)
+    assert order == ["flush", "move"]
