@@ -760,7 +760,7 @@ def test_an_interrupt_anywhere_is_made_good_by_the_next_call(
         assert all_bits(averages) == ema
         assert not tracks.showing_ema
 
-    assert every_place(scenario, event=event) > (12 if event == "line" else 100)
+    assert every_place(scenario, event=event) > (12 if event == "line" else 60)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["swap", "stash"])
