@@ -98,9 +98,7 @@ def test_a_manifest_of_version_1_is_read(tmp_path):
             ParameterRecord(name="prior/down.0.weight", shape=(4, 2), dtype="bfloat16"),
             ParameterRecord(name="prior/scale", shape=(), dtype="float32"),
         ),
-        ema=EmaRecord(
-            file="ema/ema.pt", dtype="FLOAT_32", decay=0.999, update_step_interval=5, updates=800, step=4000
-        ),
+        ema=EmaRecord(file="ema/ema.pt", dtype="FLOAT_32", decay=0.999, update_step_interval=5, updates=800, step=4000),
         leg=LegRecord(
             choices={
                 "resume_weights": "EMA",
@@ -368,7 +366,7 @@ def test_whatever_the_file_holds_it_is_read_or_refused(content):
         try:
             found = read_manifest(Path(folder))
         except ManifestError as error:
-            assert str(error).startswith(str(path))  # noqa: PT017
+            assert str(error).startswith(str(path))
             return
         assert isinstance(found, Manifest)
         for name in [record.name for record in found.parked] + ([found.ema.file] if found.ema else []):

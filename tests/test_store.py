@@ -39,7 +39,8 @@ def failing(mocker, which: str, fails_at: int | None = None, code: int = errno.E
     if which == "fsync":
         mocker.patch.object(os, "fsync", calls)
     else:
-        mocker.patch.object(Path, "replace", lambda self, target: calls(self, target))
+        # A function, which binds as a method; the object itself would not.
+        mocker.patch.object(Path, "replace", lambda self, target: calls(self, target))  # noqa: PLW0108
     return calls
 
 
@@ -58,7 +59,12 @@ def fill(path: Path, files: dict[str, str]) -> None:
         (path / name).write_text(text, encoding="utf-8")
 
 
-BACKUP = {"ema_select/manifest.json": "m", "lora/lora.safetensors": "w", "meta.json": "p", "optimizer/optimizer.pt": "o"}
+BACKUP = {
+    "ema_select/manifest.json": "m",
+    "lora/lora.safetensors": "w",
+    "meta.json": "p",
+    "optimizer/optimizer.pt": "o",
+}
 
 
 def write_backup(destination: Path, workspace: Path) -> None:

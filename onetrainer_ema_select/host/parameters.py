@@ -6,6 +6,7 @@ hangs in the model, by one rule for every model type and training method.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def name_parameters(model: Any, parameters: Sequence[Tensor]) -> tuple[tuple[str
         The names in the same order, and the sites of all of them (tied parameters have several).
 
     Raises:
-        NamesError: If a parameter is nowhere in the model, or stands twice in the list.
+        NamesError: If a parameter is nowhere in the model, stands twice in the list, or has another one's name.
     """
     wanted = {id(parameter): position for position, parameter in enumerate(parameters)}
     if len(wanted) != len(parameters):
@@ -56,6 +57,14 @@ def name_parameters(model: Any, parameters: Sequence[Tensor]) -> tuple[tuple[str
             f"{len(missing)} of {len(parameters)} trained weights were not found in the model (the first is number "
             f"{missing[0]}, shape {shape}). Please report this with the model type and training method, and train "
             "without the plugin: set ema_select.enabled=false."
+        )
+    ambiguous = [name for name, count in Counter(names.values()).items() if count > 1]
+    if ambiguous:
+        # Two weights that differ only in a wrapper's name would silently share one average in a file.
+        raise NamesError(
+            f"Two trained weights would both be called {ambiguous[0]!r}. Please report this with the model type and "
+            "training method, and train without the plugin: set ema_select.enabled=false.",
+            key=ambiguous[0],
         )
     sites = tuple(Site(names[position], owner, attribute) for position, owner, attribute in places)
     return tuple(names[position] for position in range(len(parameters))), sites

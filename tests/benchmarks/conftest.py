@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+
+from .bench.checkout import copy_checkout, find_host, package_folder, run_python
+from .bench.workers import Bench
 
 HERE = Path(__file__).parent
 Show = Callable[[str], None]
@@ -66,3 +69,27 @@ class Rounds:
 def ratio(first: Sequence[float], second: Sequence[float]) -> float:
     """The median over the rounds of ``first / second`` of the same round."""
     return statistics.median(a / b for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture(scope="session")
+def onetrainer_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """OneTrainer in private copies, one without and one with the plugin enabled in it; no model."""
+    host = find_host()
+    if isinstance(host, str):
+        pytest.skip(host)
+    copies: dict[bool, Path] = {}
+
+    def checkout(*, plugin: bool) -> Path:
+        if plugin not in copies:
+            folder = tmp_path_factory.mktemp("onetrainer")
+            copies[plugin] = copy_checkout(host, folder / "One Trainer")
+            if plugin:
+                command = ["-m", "onetrainer_ema_select", "enable", copies[plugin]]
+                done = run_python(host, command, cwd=folder, package=package_folder())
+                assert done.returncode == 0, done.stderr
+        return copies[plugin]
+
+    folder = tmp_path_factory.mktemp("runs")
+    bench = Bench(host, checkout=checkout, models=tmp_path_factory.mktemp("models"), folder=folder)
+    yield bench
+    bench.close()

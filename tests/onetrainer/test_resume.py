@@ -209,7 +209,7 @@ def test_the_plugin_resumes_from_a_backup_of_plain_onetrainer(bench: Bench) -> N
 def test_a_half_written_backup_is_passed_over_and_named(bench: Bench, first: tuple[Path, Recording]) -> None:
     scenario = Scenario(bench, "half", begin=first[0])
     backups = scenario.run / "workspace" / "backup"
-    newest = sorted(backups.iterdir())[-1]
+    newest = max(backups.iterdir())
     half = shutil.copytree(newest, backups / newest.name.replace("backup-8-", "backup-9-"))
     (half / "meta.json").unlink()
     (backups / "my notes").mkdir()
@@ -227,7 +227,7 @@ def test_matching_weights_are_taken_by_name_and_the_rest_is_named(bench: Bench) 
     filtered = {"layer_filter": "down_blocks", "layer_filter_preset": "custom", "text_encoder": {"train": False}}
     scenario.finish(schedule=FIRST, overrides=filtered)
     before = scenario.run / "workspace" / "backup"
-    average = torch.load(sorted(before.iterdir())[-1] / "ema" / "ema.pt", weights_only=True)["ema_parameters"]
+    average = torch.load(max(before.iterdir()) / "ema" / "ema.pt", weights_only=True)["ema_parameters"]
     wider = {**filtered, "layer_filter": "down_blocks,mid_block"}
     choice = {"resume_weights": "EMA", "resume_optimizer": "RESET"}
     done = scenario.resume(schedule=steps(3), overrides=wider, ema_select=choice).results()[0].require()

@@ -74,4 +74,7 @@ def test_exit_code_and_start_sentence_on_the_command_line(bench: Bench, ema: str
     if ema == "OFF":
         assert "EMA is off in OneTrainer (ema: OFF), so there is one set, non-EMA" in output
     else:
-        assert "[ema_select] Training starts from the model as configured; the EMA begins at the model's weights." in output
+        assert (
+            "[ema_select] Training starts from the model as configured; the EMA begins at the model's weights."
+            in output
+        )

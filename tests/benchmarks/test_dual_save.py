@@ -1,0 +1,68 @@
+"""A dual save beside OneTrainer's single one, in the real OneTrainer: wall time, and memory at the peak."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .bench import configs
+from .bench.checkout import run_python
+from .bench.workers import BENCH, Bench, Job
+from .conftest import HERE, Show, ratio
+
+MIB = 1 << 20
+LORA_RANK = 256
+
+
+@pytest.mark.parametrize("family", [configs.SD15_FINE_TUNE, configs.SD15_LORA], ids=lambda family: family.name)
+@pytest.mark.parametrize("dtype", ["FLOAT_32", "BFLOAT_16"])
+def test_dual_save(
+    family: configs.Family, dtype: str, onetrainer_bench: Bench, big_models: Path, benchmark: Any, show: Show
+) -> None:
+    bench = onetrainer_bench
+    run = bench.new_folder(f"dual-save-{family.name}")
+    config = configs.make_config(
+        family,
+        models=big_models,
+        run=run,
+        config_version=bench.host.config_version,
+        schedule=configs.Schedule(epochs=1, steps=1),
+        ema="CPU",
+        output_dtype=dtype,
+        overrides={"ema_select": {"enabled": True}, "lora_rank": LORA_RANK},
+    )
+    formats = [name for name in family.formats if not name.startswith("LEGACY")][:2]
+    configs.write_json(run / "formats.json", formats)
+    job = Job(f"dual-save-{family.name}", config, hook=(HERE / "hooks.py", "dual_saves"))
+
+    recording = benchmark.pedantic(lambda: bench.run([job], plugin=True)[0], rounds=1, iterations=1)
+
+    recording.require()
+    result = json.loads((recording.workspace / "dual-save.json").read_text(encoding="utf-8"))
+    show(f"\nDual save, {family.name}, file in {dtype}; the largest tensor has {result['largest'] / MIB:.1f} MiB:")
+    for name, found in result["formats"].items():
+        seconds = {way: [entry[0] for entry in entries] for way, entries in found.items()}
+        rise = {way: max(entry[1] for entry in entries) for way, entries in found.items()}
+        show(f"  {name}, {found['single'][0][2] / MIB:.0f} MiB a set")
+        for way in found:
+            show(
+                f"    {way:16} {statistics.median(seconds[way]):6.3f} s, {ratio(seconds[way], seconds['single']):5.2f}"
+                f" x single; memory rises by {rise[way] / MIB:7.1f} MiB,"
+                f" {(rise[way] - rise['single']) / MIB:+6.1f} MiB to single"
+            )
+        flushed = ratio(seconds["dual"], seconds["single, flushed"])
+        show(f"    dual is {flushed:.2f} x a single save that is flushed as well")
+        benchmark.extra_info[name] = {"seconds": seconds, "rise": rise}
+
+
+@pytest.fixture(scope="module")
+def big_models(onetrainer_bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a random SD 1.5 of about 108 million weights in its UNet."""
+    folder = tmp_path_factory.mktemp("big-models")
+    done = run_python(onetrainer_bench.host, [HERE / "big_models.py", folder, BENCH], cwd=folder)
+    assert done.returncode == 0, f"big_models.py failed:\n{done.stderr}"
+    return folder
