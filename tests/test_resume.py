@@ -293,6 +293,30 @@ def test_a_fresh_start_has_nothing_to_choose_from(ema_on: bool, changed: dict[st
     assert found.leg == LegRecord()
 
 
+#   ema   weights   resume_ema   loads     average
+FRESH = """
+    off   NON_EMA   CONTINUE     NON_EMA   OFF
+    off   NON_EMA   RESTART      NON_EMA   OFF
+    off   EMA       CONTINUE     NON_EMA   OFF
+    off   EMA       RESTART      NON_EMA   OFF
+    on    NON_EMA   CONTINUE     NON_EMA   LOADED_WEIGHTS
+    on    NON_EMA   RESTART      NON_EMA   LOADED_WEIGHTS
+    on    EMA       CONTINUE     NON_EMA   LOADED_WEIGHTS
+    on    EMA       RESTART      NON_EMA   LOADED_WEIGHTS
+"""
+
+
+@pytest.mark.parametrize("line", FRESH.strip().splitlines(), ids=lambda line: " ".join(line.split()[:3]))
+@pytest.mark.parametrize("optimizer", ["KEEP", "RESET"])
+def test_a_fresh_start_is_the_same_under_every_choice(line: str, optimizer: str) -> None:
+    ema, weights, resume_ema, loads, average = line.split()
+    settings = EmaSelectSettings(resume_weights=weights, resume_ema=resume_ema, resume_optimizer=optimizer)
+    found = plan_resume(settings, ema_on=ema == "on", backup=None)
+    assert (found.weights, found.ema, found.park) == (WeightSet[loads], EmaSource[average], False)
+    assert not found.reset_optimizer
+    assert found.leg == LegRecord()
+
+
 # -- legs -----------------------------------------------------------------------------------------------------
 
 
@@ -445,6 +469,23 @@ SENTENCES: list[tuple[str, bool, dict[str, str], str | None, str]] = [
         "same",
         f"Going on from {HEAD}: its non-EMA weights were loaded, its EMA was parked because EMA is off in OneTrainer "
         f"(ema: OFF), and the optimizer state was kept.{ONCE}",
+    ),
+    (
+        "ours+parked",
+        True,
+        {},
+        None,
+        f"Going on from {HEAD}: its non-EMA weights were loaded, the EMA parked at step 2500 was taken up again (it "
+        "has not seen the 1500 steps since; set ema_select.resume_ema to RESTART to begin a new one), and the "
+        "optimizer state was kept.",
+    ),
+    (
+        "ours+parked",
+        True,
+        {"resume_ema": "RESTART"},
+        "same",
+        f"Going on from {HEAD}: its non-EMA weights were loaded, a new EMA begins at the loaded weights "
+        f"(resume_ema: RESTART), and the optimizer state was kept.{ONCE}",
     ),
 ]
 

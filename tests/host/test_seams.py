@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import onetrainer_ema_select
 from onetrainer_ema_select.host import seams
 from onetrainer_ema_select.host.seams import SEAMS, Seam, SeamResult, check_live, check_source, mismatches
 
@@ -312,3 +314,16 @@ def test_a_host_whose_modules_cannot_be_imported_is_a_mismatch(as_host: Path) ->
     path = as_host / "modules" / "util" / "create.py"
     path.write_text("import not_there\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
     assert mismatches(check_live()) == (f"{CREATE_EMA}: {EXPECTED}, found nothing of that name",)
+
+
+@pytest.mark.parametrize("seam", [seam for seam in SEAMS if seam.replacement], ids=lambda seam: seam.label)
+def test_each_replacement_is_a_function_that_takes_the_original_and_what_the_host_passes(seam: Seam) -> None:
+    # Read, not imported: these modules need OneTrainer's.
+    module, _, name = seam.replacement.partition(":")
+    path = Path(onetrainer_ema_select.__file__).parent / "host" / f"{module}.py"
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    (function,) = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
+    names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
+    assert names[0] == "original"
+    assert len(names) == 1 + len(seam.parameters)
+    assert None not in function.args.kw_defaults  # a keyword without a default would never be passed
