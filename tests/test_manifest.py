@@ -193,6 +193,12 @@ def test_a_file_system_that_refuses(tmp_path, mocker):
     assert str(refusal(tmp_path)) == f"{path} cannot be read: [Errno 13] Permission denied. {ADVICE}"
 
 
+def test_a_folder_that_may_not_be_looked_into(tmp_path, mocker):
+    path = tmp_path / "ema_select" / "manifest.json"
+    mocker.patch.object(Path, "is_file", side_effect=PermissionError(13, "Permission denied"))
+    assert str(refusal(tmp_path)) == f"{path} cannot be read: [Errno 13] Permission denied. {ADVICE}"
+
+
 def test_a_file_that_is_too_large(tmp_path, monkeypatch):
     assert module._MAX_BYTES == 64 * 1024 * 1024
     path = write(tmp_path, VERSION_1)

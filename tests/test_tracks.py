@@ -520,6 +520,15 @@ def test_every_bit_of_both_sets_comes_back(kind: str) -> None:
         assert bits(average) == ema
 
 
+def test_a_swap_keeps_the_live_weights_in_the_place_of_the_average() -> None:
+    # Nothing else holds them: a set aside would take as much memory again as the model.
+    trained, average = parameter(1.0, 2.0), torch.tensor([10.0, 20.0])
+    tracks = make([trained], initial={"p0": average})
+    with tracks.exchanged():
+        assert trained.tolist() == [10.0, 20.0]
+        assert average.tolist() == [1.0, 2.0]
+
+
 def test_a_16_bit_average_is_swapped_bit_for_bit_too() -> None:
     trained = nn.Parameter(odd(torch.bfloat16))
     average = odd(torch.bfloat16).flip(0).contiguous()

@@ -47,10 +47,11 @@ def test_dual_save(
     for name, found in result["formats"].items():
         seconds = {way: [entry[0] for entry in entries] for way, entries in found.items()}
         rise = {way: max(entry[1] for entry in entries) for way, entries in found.items()}
-        show(f"  {name}, {found['single'][0][2] / MIB:.0f} MiB a set")
+        show(f"  {name}:")
         for way in found:
             show(
-                f"    {way:16} {statistics.median(seconds[way]):6.3f} s, {ratio(seconds[way], seconds['single']):5.2f}"
+                f"    {way:16} {found[way][0][2] / MIB:5.0f} MiB in {statistics.median(seconds[way]):6.3f} s,"
+                f" {ratio(seconds[way], seconds['single']):5.2f}"
                 f" x single; memory rises by {rise[way] / MIB:7.1f} MiB,"
                 f" {(rise[way] - rise['single']) / MIB:+6.1f} MiB to single"
             )
