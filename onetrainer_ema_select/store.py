@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -192,11 +193,14 @@ def flush_folder(folder: Path) -> None:
     """Have a folder's entries written; a no-op where folders cannot be opened (Windows)."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # Some network and shared file systems refuse this for folders. What was moved is there all the same, and must
+    # not count as lost because of it.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _move(source: Path, target: Path, *, prefix: str) -> None:

@@ -161,6 +161,7 @@ class WeightTracks:
                 continue
             averages.append(average)
             live.append(parameter)
+        _wait_for_transfers()
         weight = 1.0 - self.get_current_decay(optimization_step)
         self._averager.update(averages, live, weight=weight, seed=optimization_step)
         self.updates += 1
@@ -273,6 +274,15 @@ class WeightTracks:
         self.decay = self.decay or state_dict.get("decay", self.decay)
         for name, average in zip(self._parameters, saved, strict=True):
             self._averages[name] = self._begin(name, self._parameters[name], average)
+
+
+def _wait_for_transfers() -> None:
+    """Wait for copies that a host with layer offloading has queued on streams of its own.
+
+    It points ``.data`` at a buffer before the contents have arrived there; only the device can tell when they have.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def check_positions(saved: list[Tensor], parameters: list[Tensor]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -196,10 +197,10 @@ def test_a_backup_is_whole_or_absent_whatever_fails(tmp_path, mocker, which, ins
         destination = (workspace / "backup" if inside else root / "out") / "b"
         mocker.stopall()
         failing(mocker, which, fails_at)
-        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-            write_backup(destination, workspace)
-        # Only the flushing of the parent's entries may fail after it has appeared.
+        # Some file systems refuse to flush a folder's entries: what is whole by then must not count as lost.
         appeared = which == "fsync" and fails_at == len(BACKUP)
+        with contextlib.nullcontext() if appeared else pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            write_backup(destination, workspace)
         assert destination.exists() == appeared
         prefix = destination.relative_to(root).as_posix()
         assert tree(root) == ({f"{prefix}/{name}": text for name, text in BACKUP.items()} if appeared else {})
@@ -216,9 +217,11 @@ def test_a_save_is_seen_only_with_what_belongs_beside_it(tmp_path, mocker, which
         folder = root / "run" / "save" if inside else root / "out"
         mocker.stopall()
         failing(mocker, which, fails_at)
-        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        whole = which == "fsync" and fails_at == len(SAVE)
+        with contextlib.nullcontext() if whole else pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             write_save(folder / "x.safetensors", root / "run")
         found = tree(root)
+        assert (len(found) == len(SAVE)) == whole or which == "replace"
         assert "x.safetensors" not in {Path(name).name for name in found} or len(found) == len(SAVE)
         assert not any("staging" in name for name in found)
 

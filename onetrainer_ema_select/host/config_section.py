@@ -43,8 +43,6 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
         # value since (set in the window) counts instead of the raw one.
         self._given: dict[str, tuple[Any, Any]] = {}
         self._not_a_section: Any = None
-        # The run that this very configuration drives; copies have none.
-        self.session: Any = None
 
     @staticmethod
     def default_values() -> EmaSelectConfig:

@@ -19,6 +19,9 @@ def create_model_loader(original: Callable[[Any], Any], trainer: Any) -> Any:
     section = getattr(trainer.config, SECTION, None)
     if section is None:
         return original(trainer)
+    stale = session_of(trainer.config)
+    if stale is not None:  # a start that failed before its end
+        stale.close()
     if not section.asks_for_plugin():
         mistakes = section.mistakes_while_off()
         if mistakes:

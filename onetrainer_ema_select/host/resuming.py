@@ -59,13 +59,18 @@ def apply_plan(session: Session, model: Any, parameters: Sequence[Tensor]) -> No
             for name, parameter in zip(session.names, parameters, strict=True):
                 if name in saved and parameter.is_floating_point():
                     parameter.detach().copy_(saved[name])
+        if session.match_notes:
+            session.match_notes += (
+                "Only weights that are trained now were loaded from the EMA; all others are non-EMA.",
+            )
     if plan.reset_optimizer:
         model.optimizer_state_dict = None
     if plan.ema is EmaSource.PARKED:
         saved = _take_up_parked(session)
     if plan.ema in (EmaSource.BACKUP, EmaSource.PARKED):
         _check_shapes(session, saved, parameters)
-        session.initial = saved
+        if multi_gpu_util.is_master():  # the others keep no average
+            session.initial = saved
 
 
 def _by_name(session: Session, tensors: list[Tensor], parameters: Sequence[Tensor]) -> dict[str, Tensor]:
