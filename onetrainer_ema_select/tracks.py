@@ -14,6 +14,8 @@ from onetrainer_ema_select.averaging import Averager
 from onetrainer_ema_select.errors import TrackError
 from onetrainer_ema_select.schedule import is_update_step, warmup_decay
 
+_SEED_OFFSET = 0x5EED0000
+
 
 @dataclass
 class _InFlight:
@@ -163,7 +165,8 @@ class WeightTracks:
             live.append(parameter)
         _wait_for_transfers()
         weight = 1.0 - self.get_current_decay(optimization_step)
-        self._averager.update(averages, live, weight=weight, seed=optimization_step)
+        # Away from the small numbers that hosts seed their own rounding with: the same noise in both would bias it.
+        self._averager.update(averages, live, weight=weight, seed=optimization_step + _SEED_OFFSET)
         self.updates += 1
 
     # -- exchanging --------------------------------------------------------------------------------------
