@@ -44,7 +44,8 @@ class StateDictView:
             sites: Every place of every parameter; tied parameters have several.
             value_of: The value to show for a stable name (only read), or None to leave the parameter as it is.
             dtype: What the saver was asked to write: values are rounded to it once. ``None`` rounds to the
-                dtype of the tensor that is replaced.
+                dtype of the tensor that is replaced. Where that tensor has the value's own dtype, the value is
+                shown as it is, and the saver does with it what it does with a live weight.
         """
         self._sites = tuple(sites)
         self._value_of = value_of
@@ -102,7 +103,7 @@ class StateDictView:
         if value is None:
             return
         original = getattr(site.owner, site.attribute)
-        shown = value.detach().to(original.device, self._dtype or original.dtype)
+        shown = value.detach().to(original.device, self._shown_dtype(value, original))
         self._replaced.append((site.owner, site.attribute, original))
         setattr(site.owner, site.attribute, shown)
 
@@ -120,7 +121,7 @@ class StateDictView:
                     continue
                 live = owner._parameters.get(attribute)
                 private = module is not owner and live is not None and not _same_memory(found, live)
-                if private and self._dtype in (None, found.dtype):
+                if private and (self._dtype in (None, found.dtype) or value.dtype == found.dtype):
                     # A copy that the saver made and has converted already: writing into it is the one
                     # rounding, and needs no memory.
                     found.detach().copy_(value)
@@ -130,8 +131,12 @@ class StateDictView:
         self._hooks.append((owner, show))
         owner.register_state_dict_post_hook(show)
 
+    def _shown_dtype(self, value: Tensor, found: Tensor) -> torch.dtype:
+        # The same dtype needs no copy: whatever the saver still converts, it has to convert in a live weight too.
+        return value.dtype if value.dtype == found.dtype else self._dtype or found.dtype
+
     def _shown(self, name: str, value: Tensor, found: Tensor) -> Tensor:
-        dtype = self._dtype or found.dtype
+        dtype = self._shown_dtype(value, found)
         if name not in self._tied:
             return value.detach().to(found.device, dtype)
         # Tied parameters must stay one tensor: writers recognise them by their shared memory.

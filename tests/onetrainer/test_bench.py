@@ -172,7 +172,7 @@ def test_a_run_can_be_cut_short_in_every_way(bench: Bench) -> None:
 
 def test_a_hook_reaches_into_the_run(bench: Bench) -> None:
     config = bench.config(SD15_FINE_TUNE, schedule=Schedule(save_every=4, backup_every=4))
-    hook = (Path(configs.__file__).with_name("hooks.py"), "failing_saves")
+    hook = (Path(configs.__file__).with_name("hooks.py"), "every_save_fails")
     [recording] = bench.run([Job("hooked", config, hook=hook)], plugin=False)
     assert recording.exception == {"type": "OSError", "message": "[Errno 28] No space left on device"}
     assert recording.result["phase"] == "end"

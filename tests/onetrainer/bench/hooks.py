@@ -109,6 +109,27 @@ def write_reference(trainer: Any, target: Path, model_format: ModelFormat, dtype
 
 
 @contextmanager
+def every_save_fails(trainer: Any) -> Iterator[None]:
+    """The disk is full for every model that OneTrainer's saver writes; backups go through."""
+    create_saver = trainer.create_model_saver
+
+    def create_failing() -> Any:
+        saver = create_saver()
+        save = saver.save
+
+        def failing(*args: Any, **kwargs: Any) -> None:
+            if "output_model_format" in kwargs:  # a backup's arguments come by position
+                raise OSError(28, "No space left on device")
+            save(*args, **kwargs)
+
+        saver.save = failing
+        return saver
+
+    trainer.create_model_saver = create_failing
+    yield
+
+
+@contextmanager
 def interrupt_third_sample(trainer: Any) -> Iterator[None]:
     """Ctrl-C while the third sample is made: the first of the EMA after training has begun."""
     create_sampler = create.create_model_sampler
