@@ -214,6 +214,22 @@ class EmaSelectSettings(BaseModel):
             raise PydanticCustomError(NOT_YET, "not in this version yet")
         return value
 
+    def sets_written(self, *, has_ema: bool, milestone: bool) -> tuple[WeightSet, ...]:
+        """Return the sets that a save writes, the one with OneTrainer's own name first.
+
+        Args:
+            has_ema: Whether the run keeps an EMA.
+            milestone: Whether it is a milestone or the final output.
+        """
+        if not has_ema or self.save_sets is SaveSets.NON_EMA:
+            return (WeightSet.NON_EMA,)
+        if self.save_sets is SaveSets.EMA:
+            return (WeightSet.EMA,)
+        if self.save_sets is SaveSets.BOTH_AT_MILESTONES and not milestone:
+            return (self.primary_set,)
+        other = WeightSet.EMA if self.primary_set is WeightSet.NON_EMA else WeightSet.NON_EMA
+        return (self.primary_set, other)
+
 
 def allowed_values(key: str) -> tuple[str, ...] | None:
     """Return what a key accepts in this version, as it is typed; None if that cannot be listed."""

@@ -5,21 +5,44 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from onetrainer_ema_select.integrity import MAX_HEADER_BYTES
 from onetrainer_ema_select.manifest import FOLDER
+from onetrainer_ema_select.naming import split
 
 STAGING = "staging"
 _SIBLING_PREFIX = ".ema_select-staging-"
 
 # Moved after everything else, because their presence says that the rest is there.
 _LAST_NAMES = frozenset({FOLDER, "manifest.json", "ema_select.json", "meta.json"})
+
+
+# A virus scanner or a picture viewer lets go of a file soon; a program that shows the model does not.
+_RETRY_SECONDS = (0.1, 0.4, 1.5)
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A file or folder that could not take its place, because what is there cannot be replaced.
+
+    Attributes:
+        wanted: The place.
+        actual: Where it lies instead, beside it.
+        reason: What the file system said.
+    """
+
+    wanted: Path
+    actual: Path
+    reason: str
 
 
 class Staging:
@@ -56,11 +79,14 @@ class Staging:
         """Where to write instead of the destination: same base name, private folder."""
         return self.folder / self.destination.name
 
-    def publish(self) -> None:
+    def publish(self) -> tuple[Replaced, ...]:
         """Flush every file once, then move all children out.
 
         A destination that does not exist appears in one step. An existing folder has its files replaced one
         by one, and files in it that are not ours stay.
+
+        Returns:
+            What lies beside its place, because the file there is held open or is of another kind.
 
         Raises:
             OSError: If nothing was written, or the file system refuses; what had been moved by then stays.
@@ -74,10 +100,12 @@ class Staging:
         children = sorted(self.folder.iterdir(), key=lambda child: child.name == self.destination.name)
         if not children:
             raise FileNotFoundError(errno.ENOENT, "Nothing was written for", str(self.destination))
+        beside: list[Replaced] = []
         for child in children:
-            _move(child, parent / child.name, prefix=self._prefix)
+            _move(child, parent / child.name, self._prefix, beside)
         flush_folder(parent)
         self.discard()
+        return tuple(beside)
 
     def discard(self) -> None:
         """Remove the private folder and what is left in it."""
@@ -203,17 +231,47 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _move(source: Path, target: Path, *, prefix: str) -> None:
+def _move(source: Path, target: Path, prefix: str, beside: list[Replaced]) -> None:
     if source.is_dir() and target.is_dir():
         for child in sorted(source.iterdir(), key=lambda path: (path.name in _LAST_NAMES, path.name)):
-            _move(child, target / child.name, prefix=prefix)
+            _move(child, target / child.name, prefix, beside)
         return
     try:
-        source.replace(target)
+        _replace(source, target, prefix)
     except OSError as error:
-        if error.errno != errno.EXDEV:
+        if not os.path.lexists(target) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        _move_across(source, target, prefix=prefix)
+        actual = _free_name(target)
+        try:
+            _replace(source, actual, prefix)
+        except OSError:
+            raise error from None  # the second place says no more than the first
+        beside.append(Replaced(target, actual, str(error)))
+
+
+def _replace(source: Path, target: Path, prefix: str) -> None:
+    for pause in (*_RETRY_SECONDS, None):
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            if pause is None or not os.path.lexists(target):
+                raise
+            time.sleep(pause)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _move_across(source, target, prefix=prefix)
+            return
+
+
+def _free_name(path: Path) -> Path:
+    stem, ending, _ = split(path.name)
+    for number in itertools.count(1):
+        place = path.with_name(f"{stem}-new{'' if number == 1 else f'-{number}'}{ending}")
+        if not os.path.lexists(place):
+            return place
+    raise AssertionError  # itertools.count has no end
 
 
 def _move_across(source: Path, target: Path, *, prefix: str) -> None:
@@ -229,6 +287,10 @@ def _move_across(source: Path, target: Path, *, prefix: str) -> None:
             if file.is_file():
                 flush(file)
         copied.replace(target)
+    except OSError as error:
+        if error.errno == errno.EXDEV:  # would be taken for the first one again
+            raise OSError(errno.EIO, "Cannot be moved there", str(target)) from error
+        raise
     finally:
         shutil.rmtree(private, ignore_errors=True)
 

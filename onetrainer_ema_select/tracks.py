@@ -73,7 +73,8 @@ class WeightTracks:
         # None stands for "shares the live weight": a parameter that does not train and has no saved average.
         # Its average is itself, and a float32 copy of a quantized base could be larger than the machine.
         self._averages: dict[str, Tensor | None] = {}
-        self._swapped: set[str] = set()
+        # In the order they were swapped (a dict keeps it): they are swapped back in reverse.
+        self._swapped: dict[str, None] = {}
         self._stash: dict[str, Tensor] = {}
         # Of those in the stash, the ones whose parameter holds the whole average: an interrupt may come between.
         self._copied: set[str] = set()
@@ -99,13 +100,19 @@ class WeightTracks:
                     expected=str(tuple(parameter.shape)),
                     found=str(tuple(saved.shape)),
                 )
-            return saved.detach().to(self.device, self.dtype or parameter.dtype)
+            average = saved.detach().to(self.device, self._dtype_for(parameter))
+            # An alias of the live weight would move and be exchanged with it.
+            return average.clone() if average.data_ptr() == parameter.data_ptr() else average
         if not parameter.requires_grad or not parameter.is_floating_point():
             return None
         return self._copy(parameter)
 
     def _copy(self, parameter: Tensor) -> Tensor:
-        return parameter.detach().to(self.device, self.dtype or parameter.dtype, copy=True)
+        return parameter.detach().to(self.device, self._dtype_for(parameter), copy=True)
+
+    def _dtype_for(self, parameter: Tensor) -> torch.dtype:
+        """The average's dtype; weights of 8 bits cannot be averaged in their own."""
+        return self.dtype or (parameter.dtype if parameter.dtype.itemsize > 1 else torch.float32)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -205,9 +212,9 @@ class WeightTracks:
     def show_live(self) -> None:
         """Put every live weight back into its parameter, bit for bit. Does nothing where it is there already."""
         self._settle()
-        for name in tuple(self._swapped):
+        for name in reversed(tuple(self._swapped)):
             self._swap(name, to_ema=False)
-        for name in tuple(self._stash):
+        for name in reversed(tuple(self._stash)):
             self._copied.discard(name)
             self._parameters[name].detach().copy_(self._stash[name])
             del self._stash[name]
@@ -229,9 +236,9 @@ class WeightTracks:
                 flight.parameter_written = True
             slot.copy_(flight.held)
             if flight.to_ema:
-                self._swapped.add(flight.name)
+                self._swapped[flight.name] = None
             else:
-                self._swapped.discard(flight.name)
+                self._swapped.pop(flight.name, None)
         self._in_flight = None
 
     # -- as the host calls it ----------------------------------------------------------------------------

@@ -37,10 +37,14 @@ def write_backup(session: Session, request: SaveRequest, destination: Path) -> N
         finally:
             staging.discard()
     except Exception as error:
-        session.reporter.problem(f"The backup {destination.name} could not be written.", error)
-        if session.ending:
-            session.lost.append(f"the backup {destination.name} ({error})")
+        session.reporter.problem(
+            f"The backup {destination.name} could not be written. Check the disk space and the folder; the backups "
+            "before it are as they were.",
+            error,
+        )
+        session.lost_backup = f"the backup {destination.name} ({error})"
         raise
+    session.last_backup, session.lost_backup = destination, ""
 
 
 def _describe(session: Session, model: Any, folder: Path) -> None:

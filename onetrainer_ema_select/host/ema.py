@@ -42,22 +42,23 @@ class HostEma:
         self.ema_wanted = False
         self.tracks.show_live()
 
-    def copy_ema_to(self, parameters: Iterable[Tensor], store_temp: bool = True) -> None:
+    def copy_ema_to(self, parameters: Iterable[Tensor], *_: Any, **__: Any) -> None:
         """Note that the EMA is wanted."""
-        del parameters, store_temp
+        del parameters
         self.ema_wanted = True
 
-    def copy_temp_to(self, parameters: Iterable[Tensor]) -> None:
+    def copy_temp_to(self, parameters: Iterable[Tensor], *_: Any, **__: Any) -> None:
         """Go back to the live weights."""
         del parameters
         self.settle()
 
-    def get_current_decay(self, optimization_step: int) -> float:
+    def get_current_decay(self, optimization_step: int, *_: Any, **__: Any) -> float:
         """Decay of the update at this optimizer step."""
         return self.tracks.get_current_decay(optimization_step)
 
-    def step(self, parameters: Iterable[Tensor], optimization_step: int) -> None:
+    def step(self, parameters: Iterable[Tensor], optimization_step: int, *_: Any, **__: Any) -> None:
         """Average, if an update is due. A failure is reported and does not end the training."""
+        self.tracks.show_live()  # outside: a run that cannot have its own weights back must not go on
         try:
             self.tracks.step(parameters, optimization_step)
         except Exception as error:  # noqa: BLE001 - nothing of ours may end a run

@@ -49,12 +49,17 @@ def install() -> tuple[str, ...]:
     if _mismatches:
         _refuse_runs()
         return _mismatches
-    for seam in seams.SEAMS:
-        if not seam.replacement or seam is _FIRST:
-            continue
-        owner, name, raw = seams.resolve(seam)
+    replaced = [seam for seam in seams.SEAMS if seam.replacement and seam is not _FIRST]
+    try:
+        # All is found and loaded before the first one is set, so that it is all or none.
+        ready = [(*seams.resolve(seam), seams.load_replacement(seam)) for seam in replaced]
+    except Exception as error:  # noqa: BLE001 - OneTrainer must start all the same
+        _mismatches = (f"the plugin's own modules could not be loaded: {type(error).__name__}: {error}",)
+        _refuse_runs()
+        return _mismatches
+    for owner, name, raw, replacement in ready:
         _installed.append((owner, name, raw))
-        setattr(owner, name, _wrapped(raw, seams.load_replacement(seam)))
+        setattr(owner, name, _wrapped(raw, replacement))
     return ()
 
 
@@ -83,7 +88,7 @@ def _refuse_runs() -> None:
     """
     try:
         trainer = importlib.import_module("modules.trainer.BaseTrainer").BaseTrainer
-    except (ImportError, AttributeError):
+    except Exception:  # noqa: BLE001 - without it no run can start anyway
         return
     original = trainer.__init__
 

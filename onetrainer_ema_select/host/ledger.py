@@ -1,58 +1,96 @@
-"""Which models a workspace's runs have written: one small file that milestones are looked up in."""
+"""Which models a workspace's runs have written: one small file that later starts of a run look into."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onetrainer_ema_select import store
+from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.manifest import FOLDER
 
 FILE = "saves.json"
+
+
+class SaveRecord(BaseModel):
+    """One model on the disk.
+
+    Attributes:
+        path: The file or folder.
+        weight_set: The set it holds.
+        step: Steps done.
+        epoch: Epochs finished.
+        milestones: The milestones it was saved for.
+        run: The run that wrote it; one workspace may have seen several.
+        final: Whether it is the final output, at its own place.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    path: Path
+    weight_set: WeightSet = Field(alias="set")
+    step: int
+    epoch: int
+    milestones: tuple[str, ...] = ()
+    run: str = ""
+    final: bool = False
 
 
 class Ledger:
     """The list of saves in ``WORKSPACE/ema_select/saves.json``."""
 
     def __init__(self, workspace: Path) -> None:
-        """Read the list; one that cannot be read counts as empty."""
+        """Read the list; what cannot be read of it counts as not written."""
         self._path = workspace / FOLDER / FILE
-        self._entries: list[dict[str, Any]] = []
+        self._records: list[SaveRecord] = []
         try:
-            raw = json.loads(self._path.read_text(encoding="utf-8"))
-            self._entries = [entry for entry in raw["saves"] if isinstance(entry, dict)]
+            entries = json.loads(self._path.read_text(encoding="utf-8"))["saves"]
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            self._entries = []
+            return
+        for entry in entries if isinstance(entries, list) else []:
+            with contextlib.suppress(ValidationError):
+                self._records.append(SaveRecord.model_validate(entry))
 
-    def add(self, *, path: Path, weight_set: str, step: int, epoch: int, milestones: tuple[str, ...]) -> None:
+    def add(self, record: SaveRecord) -> None:
         """Add a save that is whole.
 
         Raises:
             OSError: If the list cannot be written.
         """
-        self._entries.append(
-            {
-                "path": str(path),
-                "set": weight_set,
-                "step": step,
-                "epoch": epoch,
-                "milestones": list(milestones),
-            }
-        )
-        store.write_json(self._path, {"version": 1, "saves": self._entries})
+        self._records.append(record)
+        saves = [entry.model_dump(mode="json", by_alias=True) for entry in self._records]
+        store.write_json(self._path, {"version": 1, "saves": saves})
 
-    def still_pending(self, milestones: tuple[str, ...], *, step: int) -> tuple[str, ...]:
+    def still_pending(
+        self, milestones: tuple[str, ...], *, step: int, run: str, sets: Collection[WeightSet]
+    ) -> tuple[str, ...]:
         """Of milestones that a backup made at ``step`` was still owed, those that were not written after all.
 
         A milestone is due at the same moment as a backup now and then; the backup comes first, and knows only
         that the save is to follow.
+
+        Args:
+            milestones: Their names.
+            step: The step they were due at.
+            run: The run that owes them; another one in the same workspace may have the same.
+            sets: The sets that belong to a milestone: it is done when all of them have been written.
         """
-        done = {
-            name
-            for entry in self._entries
-            if entry.get("step") == step and isinstance(entry.get("milestones"), list)
-            for name in entry["milestones"]
-            if isinstance(name, str)
+        written = {
+            (name, record.weight_set)
+            for record in self._records
+            if (record.step, record.run) == (step, run)
+            for name in record.milestones
         }
-        return tuple(name for name in milestones if name not in done)
+        return tuple(name for name in milestones if any((name, each) not in written for each in sets))
+
+    def finals(self, *, step: int, run: str) -> frozenset[WeightSet]:
+        """The sets whose final output a run has written at a step, as far as they are still there."""
+        return frozenset(
+            record.weight_set
+            for record in self._records
+            if record.final and (record.step, record.run) == (step, run) and record.path.exists()
+        )

@@ -8,9 +8,11 @@ from typing import Any
 from onetrainer_ema_select.errors import SECTION, EmaSelectError
 from onetrainer_ema_select.host.report import Reporter
 from onetrainer_ema_select.host.session import Session, clear_leftovers, session_of
+from onetrainer_ema_select.naming import set_suffix
+from onetrainer_ema_select.settings import WeightSet
 
 
-def create_model_loader(original: Callable[[Any], Any], trainer: Any) -> Any:
+def create_model_loader(original: Callable[..., Any], trainer: Any, *args: Any, **kwargs: Any) -> Any:
     """Stand in for ``BaseTrainer.create_model_loader``, the first thing that OneTrainer's ``start`` calls.
 
     Raises:
@@ -18,7 +20,7 @@ def create_model_loader(original: Callable[[Any], Any], trainer: Any) -> Any:
     """
     section = getattr(trainer.config, SECTION, None)
     if section is None:
-        return original(trainer)
+        return original(trainer, *args, **kwargs)
     stale = session_of(trainer.config)
     if stale is not None:  # a start that failed before its end
         stale.close()
@@ -28,7 +30,7 @@ def create_model_loader(original: Callable[[Any], Any], trainer: Any) -> Any:
             Reporter(trainer.callbacks.on_update_status).say(
                 f"The plugin is off for this run ({SECTION}.enabled is false). {mistakes}"
             )
-        return original(trainer)
+        return original(trainer, *args, **kwargs)
     try:
         session = Session(trainer, section.settings())
     except EmaSelectError as error:
@@ -37,14 +39,14 @@ def create_model_loader(original: Callable[[Any], Any], trainer: Any) -> Any:
         raise
     session.register()
     _attach(session)
-    return original(trainer)
+    return original(trainer, *args, **kwargs)
 
 
-def last_backup_path(original: Callable[[Any], str | None], config: Any) -> str | None:
+def last_backup_path(original: Callable[..., str | None], config: Any, *args: Any, **kwargs: Any) -> str | None:
     """Stand in for ``TrainConfig.get_last_backup_path``: the backup that the plan was made for."""
     session = session_of(config)
     if session is None:
-        return original(config)
+        return original(config, *args, **kwargs)
     return None if session.backup is None else str(session.backup)
 
 
@@ -57,20 +59,24 @@ def _attach(session: Session) -> None:
     original_progress = callbacks.on_update_train_progress
     original_end = trainer.end
 
-    def on_update_train_progress(train_progress: Any, max_step: int, max_epoch: int, *args: Any) -> Any:
+    def on_update_train_progress(train_progress: Any, max_step: int, max_epoch: int, *args: Any, **kwargs: Any) -> Any:
         try:
+            session.publisher.collect(wait=False)
             # Every process alike: OneTrainer reads the save command on the first one only.
             if session.milestones.advance(train_progress, epoch_length=max_step, epochs=max_epoch):
                 trainer.commands.save()
         except Exception as error:  # noqa: BLE001 - nothing of ours may end a run
-            session.reporter.problem("A milestone could not be worked out.", error)
-        return original_progress(train_progress, max_step, max_epoch, *args)
+            session.reporter.problem("The plugin could not follow the progress; a milestone may be missed.", error)
+        return original_progress(train_progress, max_step, max_epoch, *args, **kwargs)
 
-    def end() -> None:
+    def end(*args: Any, **kwargs: Any) -> None:
         session.ending = True
         try:
             session.settle()
-            original_end()
+            if master:
+                _take_up_final_output(session)
+            original_end(*args, **kwargs)
+            session.publisher.collect(wait=True)
         except BaseException:
             session.reporter.repeat_problems()
             raise
@@ -90,3 +96,24 @@ def _attach(session: Session) -> None:
             session.reporter.problem("What an interrupted run left unfinished could not be removed.", error)
         for sentence in session.skipped:
             session.reporter.say(sentence)
+
+
+def _take_up_final_output(session: Session) -> None:
+    """Have OneTrainer write what is missing of the final output, where a resumed run has nothing left to train.
+
+    By itself it would write none then, and what an earlier end could not write would stay lost.
+    """
+    trainer, model, contents = session.trainer, session.model, session.contents
+    if model is None or contents is None or getattr(trainer, "one_step_trained", None) is not False:
+        return
+    if getattr(session.config, "only_cache", False) or model.train_progress.epoch < session.config.epochs:
+        return
+    sets = session.sets_written(milestone=True)
+    session.final_done = session.ledger.finals(step=contents.step, run=session.run)
+    missing = [set_suffix(weight_set) for weight_set in sets if weight_set not in session.final_done]
+    if session.plan.weights is WeightSet.EMA or not (missing or session.milestones.pending):
+        session.reporter.say("Nothing is left to train: the backup is of the end of the run. Nothing was written.")
+        return
+    what = f"the final output ({' and '.join(missing)})" if missing else "what is owed of the milestones"
+    session.reporter.say(f"Nothing is left to train, but {what} is missing; it is written now.")
+    trainer.one_step_trained = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,44 @@ from onetrainer_ema_select import store
 FOLDER_FILE = "ema_select.json"
 
 
-@contextlib.contextmanager
-def marked(model: Any, marks: dict[str, str], *, title: str) -> Iterator[None]:
-    """Have the headers that OneTrainer writes in the meantime carry the marks and a title of their own.
+class Marked:
+    """While entered, the headers that OneTrainer writes carry the marks and a title of their own.
 
     OneTrainer copies ``model.model_spec`` for every header and asks the copy for its dictionary. So a
     subclass answers with the marks added; the hash, which is computed elsewhere, stays right.
-
-    Args:
-        model: OneTrainer's model; its ``model_spec`` is exchanged for the time.
-        marks: Keys and values to add.
-        title: Replaces ``modelspec.title``, which otherwise is the base model's in every file.
     """
-    original = model.model_spec
-    base = ModelSpec() if original is None else original
 
-    def to_dict(self: Any) -> dict[str, Any]:
-        return {**base_class.to_dict(self), **marks}
+    def __init__(self, model: Any, marks: dict[str, str], *, title: str) -> None:
+        """Prepare; nothing is changed before it is entered.
 
-    base_class = type(base)
-    spec = copy.copy(base)
-    spec.__class__ = type(base_class.__name__, (base_class,), {"to_dict": to_dict})
-    spec.title = title
-    model.model_spec = spec
-    try:
-        yield
-    finally:
-        model.model_spec = original
+        Args:
+            model: OneTrainer's model; its ``model_spec`` is exchanged for the time.
+            marks: Keys and values to add.
+            title: Replaces ``modelspec.title``, which otherwise is the base model's in every file.
+        """
+        self._model = model
+        self._original = model.model_spec
+        base = ModelSpec() if self._original is None else self._original
+        base_class = type(base)
+
+        def to_dict(spec: Any) -> dict[str, Any]:
+            return {**base_class.to_dict(spec), **marks}
+
+        self._spec = copy.copy(base)
+        self._spec.__class__ = type(base_class.__name__, (base_class,), {"to_dict": to_dict})
+        self._spec.title = title
+
+    def __enter__(self) -> None:
+        """Exchange the model's specification."""
+        self._model.model_spec = self._spec
+
+    def __exit__(self, *_: object) -> None:
+        """Put the model's own back; see :meth:`restore`."""
+        self.restore()
+
+    def restore(self) -> None:
+        """Put the model's own back. May be called again after an interrupt cut it short."""
+        self._model.model_spec = self._original
 
 
 def mark_files(path: Path, marks: dict[str, str]) -> None:

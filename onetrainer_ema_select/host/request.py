@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ class SaveRequest:
         model_type: Its type.
         model_format: The format to write; ``INTERNAL`` for a backup.
         dtype: The dtype of the file, None for the weights' own.
+        more: What a newer OneTrainer passes besides, by position; handed on as it is.
+        more_named: The same by name.
     """
 
     save: Callable[..., Any]
@@ -27,6 +29,8 @@ class SaveRequest:
     model_type: Any
     model_format: Any
     dtype: torch.dtype | None
+    more: tuple[Any, ...] = ()
+    more_named: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, destination: Path) -> None:
         """Have OneTrainer write it somewhere.
@@ -35,9 +39,11 @@ class SaveRequest:
             Exception: Whatever its saver raises.
         """
         self.save(
-            model=self.model,
-            model_type=self.model_type,
-            output_model_format=self.model_format,
-            output_model_destination=str(destination),
-            dtype=self.dtype,
+            self.model,
+            self.model_type,
+            self.model_format,
+            str(destination),
+            self.dtype,
+            *self.more,
+            **self.more_named,
         )

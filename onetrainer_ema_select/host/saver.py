@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,22 @@ import torch
 
 from onetrainer_ema_select import __version__, store
 from onetrainer_ema_select.host.backup import write_backup
-from onetrainer_ema_select.host.metadata import mark_files, marked
+from onetrainer_ema_select.host.ledger import SaveRecord
+from onetrainer_ema_select.host.metadata import Marked, mark_files
 from onetrainer_ema_select.host.request import SaveRequest
 from onetrainer_ema_select.host.session import Session, session_of
+from onetrainer_ema_select.manifest import FOLDER
 from onetrainer_ema_select.naming import paired_name, set_suffix
-from onetrainer_ema_select.settings import SaveSets, WeightSet
+from onetrainer_ema_select.settings import WeightSet
 from onetrainer_ema_select.state_dict_view import StateDictView
 
+#: In the workspace: where the final output goes if its own place fails.
+SECOND_PLACE = Path(FOLDER, "output")
 
-def create_saver(original: Callable[[Any], Any], trainer: Any) -> Any:
+
+def create_saver(original: Callable[..., Any], trainer: Any, *args: Any, **kwargs: Any) -> Any:
     """Stand in for ``BaseTrainer.create_model_saver``."""
-    saver = original(trainer)
+    saver = original(trainer, *args, **kwargs)
     session = session_of(trainer.config)
     if session is None or saver is None:
         return saver
@@ -34,10 +40,13 @@ def create_saver(original: Callable[[Any], Any], trainer: Any) -> Any:
         output_model_format: Any,
         output_model_destination: str,
         dtype: torch.dtype | None,
+        *more: Any,
+        **more_named: Any,
     ) -> None:
         session.settle()
+        session.publisher.collect(wait=True)
         destination = Path(output_model_destination)
-        request = SaveRequest(original_save, model, model_type, output_model_format, dtype)
+        request = SaveRequest(original_save, model, model_type, output_model_format, dtype, more, more_named)
         if str(output_model_format) == "INTERNAL":
             write_backup(session, request, destination)
         elif session.ending:
@@ -57,108 +66,154 @@ class SetWriter:
         self._session = session
         self._request = request
         self._progress = request.model.train_progress
+        self._milestones: tuple[str, ...] = ()
+        self._final = False
+        self._waiting: set[WeightSet] = set()
+        self._errors: dict[WeightSet, Exception] = {}
 
     def write_final(self, destination: Path) -> None:
         """Write the final output, and first a milestone that was due at the very last step.
 
-        A failure is kept for the end of the run, so that OneTrainer can finish its own.
+        Each set is on the disk when this returns; one whose place fails goes to :data:`SECOND_PLACE`. A
+        failure is kept for the end of the run, so that OneTrainer can finish its own.
         """
         session = self._session
         if session.milestones.pending:
             # OneTrainer serves a save before the next batch, and there is none.
             with contextlib.suppress(Exception):  # reported by write(), and the milestone stays owed
-                self.write(self._in_training_destination())
-        errors = self._write_sets(destination, self._sets(both=True), milestones=())
-        for weight_set, error in errors.items():
-            session.lost.append(f"the final {set_suffix(weight_set)} output ({error})")
+                SetWriter(session, self._request).write(self._in_training_destination())
+        paths = {
+            weight_set: path
+            for weight_set, path in self._paths(destination, session.sets_written(milestone=True)).items()
+            if weight_set not in session.final_done
+        }
+        self._final = True
+        self._write_sets(paths, after="It is tried in another place.")
+        session.publisher.collect(wait=True)
+        self._final = False
+        second = {weight_set: session.workspace / SECOND_PLACE / paths[weight_set].name for weight_set in self._errors}
+        reasons = dict(self._errors)
+        self._errors.clear()
+        self._write_sets(second, after="It is lost.")
+        session.publisher.collect(wait=True)
+        for weight_set, place in second.items():
+            name = f"the final {set_suffix(weight_set)} output"
+            if weight_set in self._errors:
+                session.lost.append(f"{name} ({reasons[weight_set]})")
+            else:
+                session.lost.append(f"{name} at {paths[weight_set]} ({reasons[weight_set]}); it is in {place} instead")
 
     def write(self, destination: Path) -> None:
-        """Write a save during training.
+        """Write a save during training. The files appear at their places while it goes on.
 
         Raises:
             Exception: What the primary set's saver raised, for OneTrainer to show as its own. A failure of
                 the other set is reported and does not hide that this one is there.
         """
-        session = self._session
-        due = session.milestones.pending
-        sets = self._sets(both=bool(due))
-        errors = self._write_sets(destination, sets, milestones=due)
-        if not errors:
-            session.milestones.served(due)
-        primary = next(iter(sets))
-        if primary in errors:
-            raise errors[primary]
+        self._milestones = self._session.milestones.pending
+        paths = self._paths(destination, self._session.sets_written(milestone=bool(self._milestones)))
+        self._write_sets(paths, after="Training goes on, and the next due save tries again.")
+        primary = next(iter(paths))
+        if primary in self._errors:
+            raise self._errors[primary]
 
-    def _sets(self, *, both: bool) -> tuple[WeightSet, ...]:
-        """The sets to write, the one with OneTrainer's own name first."""
-        if self._session.ema is None:
-            return (WeightSet.NON_EMA,)
-        choice, primary = self._session.settings.save_sets, self._session.settings.primary_set
-        if choice is SaveSets.EMA:
-            return (WeightSet.EMA,)
-        if choice is SaveSets.NON_EMA:
-            return (WeightSet.NON_EMA,)
-        if choice is SaveSets.BOTH_AT_MILESTONES and not both:
-            return (primary,)
-        other = WeightSet.EMA if primary is WeightSet.NON_EMA else WeightSet.NON_EMA
-        return (primary, other)
+    def _paths(self, destination: Path, sets: tuple[WeightSet, ...]) -> dict[WeightSet, Path]:
+        """Where each set belongs."""
+        primary, *others = sets
+        beside = {
+            weight_set: destination.with_name(paired_name(destination.name, set_suffix(weight_set)))
+            for weight_set in others
+        }
+        return {primary: destination, **beside}
 
-    def _write_sets(
-        self, destination: Path, sets: tuple[WeightSet, ...], *, milestones: tuple[str, ...]
-    ) -> dict[WeightSet, Exception]:
-        """Write each set; one that fails does not keep the other from being written."""
-        errors: dict[WeightSet, Exception] = {}
-        for position, weight_set in enumerate(sets):
-            path = destination
+    def _write_sets(self, paths: dict[WeightSet, Path], *, after: str) -> None:
+        """Write each set; one that fails does not keep the other from being written.
+
+        Args:
+            paths: Where each belongs.
+            after: What is said to happen after a failure.
+        """
+        self._waiting = set(paths)
+        for position, (weight_set, path) in enumerate(paths.items()):
             if position > 0:
-                path = destination.with_name(paired_name(destination.name, set_suffix(weight_set)))
+                # OneTrainer's savers leave whole copies of the model in cycles, which nothing else frees in time.
+                gc.collect()
                 self._session.reporter.say(f"Saving {set_suffix(weight_set)} to {path}")
             try:
-                self._write_one(path, weight_set, milestones)
+                self._write_one(path, weight_set, after)
             except Exception as error:  # noqa: BLE001 - the other set must still be written
-                errors[weight_set] = error
-                self._session.reporter.problem(
-                    f"The {set_suffix(weight_set)} set could not be saved to {path}. Training goes on, and the next "
-                    "due save tries again; check the disk space and the folder.",
-                    error,
-                )
-        return errors
+                self._failed(path, weight_set, after, error)
 
-    def _write_one(self, path: Path, weight_set: WeightSet, milestones: tuple[str, ...]) -> None:
+    def _failed(self, path: Path, weight_set: WeightSet, after: str, error: Exception) -> None:
+        self._errors[weight_set] = error
+        self._session.reporter.problem(
+            f"The {set_suffix(weight_set)} set could not be saved to {path}. {after} Check the disk space and the "
+            "folder.",
+            error,
+        )
+
+    def _write_one(self, path: Path, weight_set: WeightSet, after: str) -> None:
         session = self._session
-        marks = self._marks(weight_set, milestones)
+        marks = self._marks(weight_set)
         progress = self._progress
         title = f"{path.stem} ({weight_set}, epoch {progress.epoch}, step {progress.global_step})"
         staging = store.Staging(path, workspace=session.workspace)
         try:
             with contextlib.ExitStack() as stack:
-                stack.enter_context(marked(self._request.model, marks, title=title))
+                # Noted in the session first: an interrupt in their undoing is made good by settle().
+                marked = Marked(self._request.model, marks, title=title)
+                session.undo.append(marked)
+                stack.enter_context(marked)
                 if weight_set is WeightSet.EMA:
                     view = StateDictView(session.sites, session.average, dtype=self._request.dtype)
-                    session.view = view  # so that an interrupt in its undoing is made good by settle()
+                    session.undo.append(view)
                     stack.enter_context(view)
                 self._request.write(staging.path)
+            session.undo.clear()
             mark_files(staging.path, marks)
-            staging.publish()
-        finally:
+        except BaseException:
             staging.discard()
-        self._record(path, weight_set, milestones)
+            raise
 
-    def _record(self, path: Path, weight_set: WeightSet, milestones: tuple[str, ...]) -> None:
+        def done(beside: tuple[store.Replaced, ...], error: Exception | None) -> None:
+            if error is not None:
+                self._failed(path, weight_set, after, error)
+            else:
+                self._published(path, weight_set, beside)
+
+        session.publisher.submit(staging, done)
+
+    def _published(self, path: Path, weight_set: WeightSet, beside: tuple[store.Replaced, ...]) -> None:
+        for replaced in beside:
+            self._session.reporter.problem(
+                f"{replaced.wanted} could not be replaced ({replaced.reason}): the new one lies beside it as "
+                f"{replaced.actual.name}. Close what holds the old one open, and rename it."
+            )
+            path = replaced.actual if replaced.wanted == path else path
+        self._record(path, weight_set)
+        self._waiting.discard(weight_set)
+        if not self._waiting:
+            self._session.milestones.served(self._milestones)
+
+    def _record(self, path: Path, weight_set: WeightSet) -> None:
         progress = self._progress
         try:
             self._session.ledger.add(
-                path=path,
-                weight_set=str(weight_set),
-                step=progress.global_step,
-                epoch=progress.epoch,
-                milestones=milestones,
+                SaveRecord(
+                    path=path,
+                    set=weight_set,
+                    step=progress.global_step,
+                    epoch=progress.epoch,
+                    milestones=self._milestones,
+                    run=self._session.run,
+                    final=self._final,
+                )
             )
         except OSError as error:
             # The model itself is on the disk; only a milestone might be written twice after a crash.
             self._session.reporter.problem(f"{path} was saved, but could not be noted in the list of saves.", error)
 
-    def _marks(self, weight_set: WeightSet, milestones: tuple[str, ...]) -> dict[str, str]:
+    def _marks(self, weight_set: WeightSet) -> dict[str, str]:
         session, progress = self._session, self._progress
         marks = {
             "ema_select.set": str(weight_set),
@@ -168,8 +223,8 @@ class SetWriter:
             "ema_select.epoch_step": str(progress.epoch_step),
             "ema_select.version": __version__,
         }
-        if milestones:
-            marks["ema_select.milestone"] = ", ".join(milestones)
+        if self._milestones:
+            marks["ema_select.milestone"] = ", ".join(self._milestones)
         if weight_set is WeightSet.EMA and session.ema is not None:
             tracks = session.ema.tracks
             marks["ema_select.decay"] = str(tracks.decay)

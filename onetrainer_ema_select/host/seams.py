@@ -173,7 +173,14 @@ def check_source(directory: Path) -> tuple[SeamResult, ...]:
 
 def check_live() -> tuple[SeamResult, ...]:
     """Check every seam of the host in this process. Imports the host's modules that are not loaded yet."""
-    return tuple(_judge(seam, _signature_of_object(seam)) for seam in SEAMS)
+    results = []
+    for seam in SEAMS:
+        try:
+            results.append(_judge(seam, _signature_of_object(seam)))
+        except Exception as error:  # noqa: BLE001 - what a host's module raises when it is imported is its business
+            sentence = f"{seam.label}: could not be imported: {type(error).__name__}: {error}"
+            results.append(SeamResult(seam, None, False, sentence))
+    return tuple(results)
 
 
 def mismatches(results: Iterable[SeamResult]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import uuid
 import weakref
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,9 +21,10 @@ from onetrainer_ema_select.host.parameters import name_parameters
 from onetrainer_ema_select.host.report import Reporter
 from onetrainer_ema_select.integrity import EMA_FILE, backup_problem, read_progress
 from onetrainer_ema_select.manifest import ParkedRecord, read_manifest
+from onetrainer_ema_select.publisher import Publisher
 from onetrainer_ema_select.resume import BackupContents, EmaSource, ResumePlan, continues_leg, plan_resume
-from onetrainer_ema_select.settings import EmaSelectSettings
-from onetrainer_ema_select.state_dict_view import Site, StateDictView
+from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet
+from onetrainer_ema_select.state_dict_view import Site
 from onetrainer_ema_select.workspace import (
     BACKUP_FOLDER,
     MILESTONE_FOLDER,
@@ -43,6 +44,13 @@ def session_of(config: Any) -> Session | None:
     return None if section is None else _sessions.get(section)
 
 
+class Restorable(Protocol):
+    """Something done to the model for the time of a save."""
+
+    def restore(self) -> None:
+        """Undo it; may be called again."""
+
+
 class Session:
     """State of one run. Made before the model is loaded; everything that could stop a run is checked then.
 
@@ -54,7 +62,12 @@ class Session:
         sites: Where savers find them.
         ema: The average, None where EMA is off and on every process but the first.
         ending: Whether OneTrainer's ``end`` is running, so that a save is the final output.
+        undo: What a save has done to the model; undone by :meth:`settle` if an interrupt cut that short.
+        publisher: Brings what is written to its place.
         lost: What was asked for and is not on the disk at the end.
+        final_done: Sets whose final output an earlier start of this run has written already.
+        last_backup: The newest backup that this run has written.
+        lost_backup: The last due one with its reason, if it could not be written.
     """
 
     def __init__(self, trainer: Any, settings: EmaSelectSettings) -> None:
@@ -81,18 +94,27 @@ class Session:
         self.ledger = Ledger(self.workspace)
         self.milestones = MilestoneWatch(settings.milestones)
         if contents is not None and manifest is not None:
-            self.milestones.pending = self.ledger.still_pending(manifest.pending_milestones, step=contents.step)
+            self.milestones.pending = self.ledger.still_pending(
+                manifest.pending_milestones,
+                step=contents.step,
+                run=self.run,
+                sets=settings.sets_written(has_ema=self.ema_on, milestone=True),
+            )
         self.names: tuple[str, ...] = ()
         self.sites: tuple[Site, ...] = ()
         self.model: Any = None
         self.ema: HostEma | None = None
-        self.view: StateDictView | None = None
+        self.undo: list[Restorable] = []
+        self.publisher = Publisher()
         self.initial: MutableMapping[str, Tensor] | None = None
         self.match_notes: tuple[str, ...] = ()
         self.parked_updates = 0
         self.failed_updates = 0
         self.ending = False
         self.lost: list[str] = []
+        self.final_done: frozenset[WeightSet] = frozenset()
+        self.last_backup: Path | None = None
+        self.lost_backup = ""
 
     def register(self) -> None:
         """Let the seams find this run by its configuration, until :meth:`close`."""
@@ -158,11 +180,15 @@ class Session:
 
     def settle(self) -> None:
         """Have the live weights in the model and in its state dicts, whatever was interrupted before."""
-        if self.view is not None:
-            self.view.restore()
-            self.view = None
+        while self.undo:
+            self.undo[-1].restore()
+            self.undo.pop()
         if self.ema is not None:
             self.ema.settle()
+
+    def sets_written(self, *, milestone: bool) -> tuple[WeightSet, ...]:
+        """The sets that a save of this run writes, the one with OneTrainer's own name first."""
+        return self.settings.sets_written(has_ema=self.ema is not None, milestone=milestone)
 
     def average(self, name: str) -> Tensor | None:
         """The average of a weight for a save (an alias); None where it is the live weight itself."""
@@ -190,11 +216,18 @@ class Session:
         if self.failed_updates > 1:
             self.reporter.problem(f"{self.failed_updates} updates of the EMA failed in this run.")
         self.reporter.repeat_problems()
+        rolling = self.config.rolling_backup and self.config.rolling_backup_count < 1
+        if self.lost_backup:
+            self.lost.append(self.lost_backup)
+        elif self.last_backup is not None and not self.last_backup.is_dir() and not rolling:
+            self.lost.append(
+                f"the backup {self.last_backup.name} (it is gone; OneTrainer removes one that it cannot finish)"
+            )
         if self.lost and threading.current_thread() is threading.main_thread():
             raise EmaSelectError(
                 "The run has ended, but not everything that was asked for is on the disk: "
-                f"{'; '.join(self.lost)}. Free disk space or mend the folder, and resume from the newest backup "
-                "to write it again."
+                f"{'; '.join(self.lost)}. Free disk space or mend the folder, then start the same run again with "
+                "continue_last_backup: what is missing of the final output is written again, without training."
             )
 
 

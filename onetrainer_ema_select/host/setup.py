@@ -16,16 +16,16 @@ from onetrainer_ema_select.settings import EmaDtype
 from onetrainer_ema_select.tracks import WeightTracks
 
 
-def create_setup(original: Callable[[Any], Any], trainer: Any) -> Any:
+def create_setup(original: Callable[..., Any], trainer: Any, *args: Any, **kwargs: Any) -> Any:
     """Stand in for ``BaseTrainer.create_model_setup``."""
-    setup = original(trainer)
+    setup = original(trainer, *args, **kwargs)
     session = session_of(trainer.config)
     if session is None or setup is None:
         return setup
     original_create = setup.create_parameters
 
-    def create_parameters(model: Any, config: Any) -> Any:
-        collection = original_create(model, config)
+    def create_parameters(model: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
+        collection = original_create(model, config, *args, **kwargs)
         session.adopt(model, collection.parameters())
         return collection
 
@@ -34,7 +34,12 @@ def create_setup(original: Callable[[Any], Any], trainer: Any) -> Any:
 
 
 def create_ema(
-    original: Callable[[Any, Any, Any], Any], parameters: Iterable[Tensor], state_dict: Any, config: Any
+    original: Callable[..., Any],
+    parameters: Iterable[Tensor],
+    state_dict: Any,
+    config: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     """Stand in for ``create.create_ema``, which OneTrainer calls on the first process only.
 
@@ -43,7 +48,7 @@ def create_ema(
     """
     session = session_of(config)
     if session is None:
-        return original(parameters, state_dict, config)
+        return original(parameters, state_dict, config, *args, **kwargs)
     if session.ema_on:
         tracks = _build_tracks(session, list(parameters))
         session.ema = HostEma(tracks, failed=session.update_failed)

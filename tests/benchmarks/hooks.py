@@ -49,12 +49,15 @@ def measured(save: Callable[[], object]) -> tuple[float, int]:
 def dual_saves(trainer: Any) -> Iterator[None]:
     """After the training: OneTrainer's single save and the plugin's dual one in turn, in every format.
 
-    Also the single save followed by a flush of what it wrote, which OneTrainer leaves out and the plugin does.
+    Also the single save followed by a flush of what it wrote, which OneTrainer leaves out and the plugin does,
+    two single saves after each other, and the dual one with the wait until all of it is on the disk, for which
+    training does not wait.
     """
     from modules.util import create
     from modules.util.enum.ModelFormat import ModelFormat
 
     from onetrainer_ema_select import store
+    from onetrainer_ema_select.host.session import session_of
 
     train = trainer.train
     config = trainer.config
@@ -74,6 +77,14 @@ def dual_saves(trainer: Any) -> Iterator[None]:
             if file.is_file():
                 store.flush(file)
 
+    def save_twice(saver: Any, target: Path, model_format: ModelFormat) -> None:
+        for name in ("first", "second"):
+            save(saver, target / name, model_format)
+
+    def save_both(saver: Any, target: Path, model_format: ModelFormat) -> None:
+        save(saver, target, model_format)
+        session_of(config).publisher.collect(wait=True)
+
     def train_and_measure() -> None:
         train()
         trainer.model.evict()
@@ -82,7 +93,9 @@ def dual_saves(trainer: Any) -> Iterator[None]:
         ways = {
             "single": lambda target, chosen: save(plain, target, chosen),
             "single, flushed": lambda target, chosen: save_flushed(plain, target, chosen),
+            "two single ones": lambda target, chosen: save_twice(plain, target, chosen),
             "dual": lambda target, chosen: save(trainer.model_saver, target, chosen),
+            "dual, on disk": lambda target, chosen: save_both(trainer.model_saver, target, chosen),
         }
         result: dict[str, Any] = {"largest": largest, "formats": {}}
         for name in json.loads((Path(config.workspace_dir).parent / "formats.json").read_text(encoding="utf-8")):
@@ -92,6 +105,7 @@ def dual_saves(trainer: Any) -> Iterator[None]:
                     target = Path(config.workspace_dir) / "measured"
                     target.mkdir(parents=True)
                     seconds, rise = measured(lambda run=run, target=target, name=name: run(target, ModelFormat[name]))
+                    session_of(config).publisher.collect(wait=True)
                     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
                     shutil.rmtree(target)
                     if number > 0:  # the first of each warms up

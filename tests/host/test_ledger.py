@@ -2,71 +2,90 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from onetrainer_ema_select.host.ledger import Ledger
+from onetrainer_ema_select.choices import WeightSet
+from onetrainer_ema_select.host.ledger import Ledger, SaveRecord
+
+BOTH = (WeightSet.EMA, WeightSet.NON_EMA)
 
 
-def add(ledger: Ledger, *, step: int, milestones: tuple[str, ...] = (), weight_set: str = "EMA") -> None:
-    ledger.add(path=Path("save/x.safetensors"), weight_set=weight_set, step=step, epoch=1, milestones=milestones)
+def record(*, step: int, weight_set: WeightSet = WeightSet.EMA, **more: Any) -> SaveRecord:
+    return SaveRecord(**{"path": Path("save/x.safetensors"), "weight_set": weight_set, "step": step, "epoch": 1} | more)
 
 
 def test_saves_are_listed_in_one_file(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    add(ledger, step=4, milestones=("1 epochs",))
-    add(ledger, step=8, weight_set="NON_EMA")
-    add(Ledger(tmp_path), step=12)  # another start of the run goes on with the list
+    ledger.add(record(step=4, milestones=("1 epochs",), run="a"))
+    ledger.add(record(step=8, weight_set=WeightSet.NON_EMA))
+    Ledger(tmp_path).add(record(step=12, final=True))  # another start of the run goes on with the list
     written = json.loads((tmp_path / "ema_select" / "saves.json").read_text(encoding="utf-8"))
-    path = str(Path("save/x.safetensors"))
+    common = {"path": str(Path("save/x.safetensors")), "epoch": 1}
     assert written == {
         "version": 1,
         "saves": [
-            {"path": path, "set": "EMA", "step": 4, "epoch": 1, "milestones": ["1 epochs"]},
-            {"path": path, "set": "NON_EMA", "step": 8, "epoch": 1, "milestones": []},
-            {"path": path, "set": "EMA", "step": 12, "epoch": 1, "milestones": []},
+            {**common, "set": "EMA", "step": 4, "milestones": ["1 epochs"], "run": "a", "final": False},
+            {**common, "set": "NON_EMA", "step": 8, "milestones": [], "run": "", "final": False},
+            {**common, "set": "EMA", "step": 12, "milestones": [], "run": "", "final": True},
         ],
     }
 
 
-def test_a_milestone_is_pending_until_it_was_written_at_that_step(tmp_path: Path) -> None:
+def test_a_milestone_is_pending_until_all_its_sets_were_written_at_that_step(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     owed = ("1 epochs", "every 4 steps")
-    assert ledger.still_pending(owed, step=4) == owed
-    add(ledger, step=4, milestones=("every 4 steps",))
-    assert ledger.still_pending(owed, step=4) == ("1 epochs",)
-    assert ledger.still_pending(owed, step=8) == owed
-    add(ledger, step=4, milestones=("1 epochs",))
-    assert Ledger(tmp_path).still_pending(owed, step=4) == ()
-    assert ledger.still_pending((), step=4) == ()
+
+    def pending(step: int = 4, run: str = "a", sets: tuple[WeightSet, ...] = BOTH) -> tuple[str, ...]:
+        return Ledger(tmp_path).still_pending(owed, step=step, run=run, sets=sets)
+
+    assert pending() == owed
+    ledger.add(record(step=4, milestones=("every 4 steps",), run="a"))
+    assert pending() == owed
+    assert pending(sets=(WeightSet.EMA,)) == ("1 epochs",)
+    ledger.add(record(step=4, milestones=("every 4 steps",), run="a", weight_set=WeightSet.NON_EMA))
+    assert pending() == ("1 epochs",)
+    assert pending(step=8) == owed
+    assert pending(run="b") == owed
+    for weight_set in BOTH:
+        ledger.add(record(step=4, milestones=("1 epochs",), run="a", weight_set=weight_set))
+    assert pending() == ()
+
+
+def test_a_final_output_counts_while_it_is_there(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    place = tmp_path / "model.safetensors"
+    place.touch()
+    ledger.add(record(step=8, path=place, run="a", final=True))
+    ledger.add(record(step=8, path=place, run="a", weight_set=WeightSet.NON_EMA))  # a save, not the output
+    assert Ledger(tmp_path).finals(step=8, run="a") == {WeightSet.EMA}
+    assert ledger.finals(step=4, run="a") == frozenset()
+    assert ledger.finals(step=8, run="b") == frozenset()
+    place.unlink()
+    assert ledger.finals(step=8, run="a") == frozenset()
 
 
 @pytest.mark.parametrize(
-    "content",
+    "text",
     [
-        b"",
-        b"{",
-        b"\xff",
-        b"[]",
-        b"3",
-        b"null",
-        b"{}",
-        b'{"saves": 3}',
-        b'{"saves": "text"}',
-        b'{"saves": {"a": 1}}',
-        b'{"saves": [1, null, "x", []]}',
-        b'{"saves": [{"step": 4}]}',
-        b'{"saves": [{"step": 4, "milestones": "1 epochs"}]}',
-        b'{"saves": [{"step": 4, "milestones": [[1], {}, null, 3]}]}',
-        b"[" * 100_000,
+        "",
+        "no json",
+        "[]",
+        '{"saves": 3}',
+        '{"saves": [3, null, {}]}',
+        '{"saves": [{"path": [], "set": "EMA", "step": 4, "epoch": 1}]}',
+        '{"saves": [{"path": "x", "set": "BEST", "step": 4, "epoch": 1}]}',
+        '{"saves": [{"path": "x", "set": "EMA", "step": 4, "epoch": 1, "milestones": 7}]}',
+        "[" * 100_000,
     ],
 )
-def test_a_list_that_is_none_counts_as_empty(tmp_path: Path, content: bytes) -> None:
+def test_a_list_that_cannot_be_read_counts_as_empty(tmp_path: Path, text: str) -> None:
     path = tmp_path / "ema_select" / "saves.json"
     path.parent.mkdir()
-    path.write_bytes(content)
+    path.write_text(text, encoding="utf-8")
     ledger = Ledger(tmp_path)
-    assert ledger.still_pending(("1 epochs",), step=4) == ("1 epochs",)
-    add(ledger, step=4, milestones=("1 epochs",))
-    assert Ledger(tmp_path).still_pending(("1 epochs",), step=4) == ()
+    assert ledger.still_pending(("1 epochs",), step=4, run="", sets=BOTH) == ("1 epochs",)
+    ledger.add(record(step=4))
+    assert len(json.loads(path.read_text(encoding="utf-8"))["saves"]) == 1
