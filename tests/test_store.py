@@ -417,3 +417,95 @@ def test_json_is_on_the_disk_before_it_replaces(tmp_path, mocker):
     mocker.patch.object(Path, "replace", lambda self, target: (order.append("move"), REPLACE(self, target))[1])
     write_json(tmp_path / "x.json", 1)
     assert order == ["flush", "move"]
+
+
+# -- places that cannot be taken --------------------------------------------------------------------------------
+
+
+def held_open(mocker, *names: str, times: int = 1000) -> list[str]:
+    """As on Windows, where a file that another program has open cannot be replaced; lets go after `times`."""
+    tried: list[str] = []
+
+    def replace(self: Path, target: Path) -> object:
+        if Path(target).name in names:
+            tried.append(Path(target).name)
+            if len(tried) <= times:
+                raise PermissionError(errno.EACCES, "Access is denied", str(target))
+        return REPLACE(self, target)
+
+    mocker.patch.object(Path, "replace", replace)
+    mocker.patch.object(store.time, "sleep")
+    return tried
+
+
+def test_a_file_that_is_held_open_leaves_the_new_one_beside_it(tmp_path, mocker):
+    save = tmp_path / "save"
+    fill(save, {"x.safetensors": "old", "x-new.safetensors": "of yesterday"})
+    held_open(mocker, "x.safetensors")
+    staging = Staging(save / "x.safetensors", workspace=tmp_path)
+    fill(staging.folder, {"x.safetensors": "new", "x.yaml": "new yaml"})
+    (beside,) = staging.publish()
+    assert (beside.wanted, beside.actual) == (save / "x.safetensors", save / "x-new-2.safetensors")
+    assert "Access is denied" in beside.reason
+    assert tree(save) == {
+        "x.safetensors": "old",
+        "x-new.safetensors": "of yesterday",
+        "x-new-2.safetensors": "new",
+        "x.yaml": "new yaml",
+    }
+
+
+def test_a_file_that_is_held_for_a_moment_is_replaced(tmp_path, mocker):
+    fill(tmp_path / "save", {"x.safetensors": "old"})
+    tried = held_open(mocker, "x.safetensors", times=2)
+    staging = Staging(tmp_path / "save" / "x.safetensors", workspace=tmp_path)
+    fill(staging.folder, {"x.safetensors": "new"})
+    assert staging.publish() == ()
+    assert len(tried) == 3
+    assert tree(tmp_path / "save") == {"x.safetensors": "new"}
+
+
+def test_one_held_file_of_a_folder_leaves_its_new_one_beside_it(tmp_path, mocker):
+    folder = tmp_path / "save" / "x.safetensors"
+    fill(folder, {"unet/model.safetensors": "old", "unet/config.json": "old"})
+    held_open(mocker, "model.safetensors")
+    staging = Staging(folder, workspace=tmp_path)
+    fill(staging.path, {"unet/model.safetensors": "new", "unet/config.json": "new"})
+    (beside,) = staging.publish()
+    assert beside.actual == folder / "unet" / "model-new.safetensors"
+    assert tree(folder / "unet") == {"model.safetensors": "old", "config.json": "new", "model-new.safetensors": "new"}
+
+
+@pytest.mark.parametrize("was_folder", [True, False])
+def test_a_place_that_is_of_another_kind_is_left_as_it_is(tmp_path, was_folder):
+    """A user who changes the output format from a folder to a file, or back."""
+    place = tmp_path / "models" / "x"
+    fill(place.parent, {"x/notes.txt": "mine"} if was_folder else {"x": "mine"})
+    staging = Staging(place, workspace=tmp_path / "run")
+    fill(staging.folder, {"x": "new"} if was_folder else {"x/model.safetensors": "new"})
+    (beside,) = staging.publish()
+    assert beside.actual == place.with_name("x-new")
+    assert tree(place.parent) == (
+        {"x/notes.txt": "mine", "x-new": "new"} if was_folder else {"x": "mine", "x-new/model.safetensors": "new"}
+    )
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_the_error_that_it_is(tmp_path, mocker):
+    fill(tmp_path / "save", {"x.safetensors": "old"})
+    held_open(mocker, "x.safetensors", "x-new.safetensors")
+    staging = Staging(tmp_path / "save" / "x.safetensors", workspace=tmp_path)
+    fill(staging.folder, {"x.safetensors": "new"})
+    with pytest.raises(PermissionError) as caught:
+        staging.publish()
+    assert Path(caught.value.filename).name == "x.safetensors"
+    staging.discard()
+    assert tree(tmp_path) == {"save/x.safetensors": "old"}
+
+
+def test_a_full_disk_is_not_taken_for_a_held_file(tmp_path, mocker):
+    fill(tmp_path / "save", {"x.safetensors": "old"})
+    failing(mocker, "replace", 0)
+    staging = Staging(tmp_path / "save" / "x.safetensors", workspace=tmp_path)
+    fill(staging.folder, {"x.safetensors": "new"})
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        staging.publish()

@@ -821,3 +821,40 @@ def test_half_exchanged_weights_are_never_taken_for_the_live_ones() -> None:
 
     assert at_every_place(scenario) > 12
     at_every_place(scenario, event="opcode")
+
+
+# -- tensors that are not what they seem ------------------------------------------------------------------------
+
+
+def test_a_tensor_under_two_names_comes_back_bit_for_bit() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    tracks = WeightTracks([("a", weight), ("b", weight)], decay=0.9, device="cpu")
+    weight.data.fill_(11.0)
+    for _ in range(3):
+        with tracks.exchanged():
+            assert weight.item() == 1.0
+        assert weight.item() == 11.0
+    assert [average.item() for average in tracks.ema_parameters] == [1.0, 1.0]
+
+
+def test_the_state_of_the_tracks_themselves_is_no_alias_of_a_live_weight() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]), requires_grad=False)
+    tracks = WeightTracks([("frozen", weight)], decay=0.9, device="cpu")
+    tracks.load_state_dict(tracks.state_dict())
+    weight.data.fill_(11.0)
+    assert tracks.ema_parameters[0].item() == 1.0
+    with tracks.exchanged():
+        assert weight.item() == 1.0
+    assert weight.item() == 11.0
+
+
+def test_weights_of_eight_bits_are_averaged_in_32() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]).to(torch.float8_e4m3fn))
+    tracks = WeightTracks([("w", weight)], decay=0.9, device="cpu", dtype=None)
+    weight.data = torch.tensor([11.0]).to(torch.float8_e4m3fn)
+    tracks.step([weight], 0)
+    assert tracks.ema_parameters[0].dtype == torch.float32
+    assert tracks.ema_parameters[0].item() == pytest.approx(10.0)
+    with tracks.exchanged():
+        assert weight.float().item() == 10.0
+    assert weight.float().item() == 11.0

@@ -131,10 +131,10 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
         return ""
 
 
-def default_values(original: Callable[[], Any]) -> Any:
+def default_values(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Stand in for ``TrainConfig.default_values``: OneTrainer's defaults with the section added."""
     install()
-    config = original()
+    config = original(*args, **kwargs)
     section = EmaSelectConfig()
     config.types[SECTION] = EmaSelectConfig
     config.nullables[SECTION] = False

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pytest_mock import MockerFixture
 from torch import nn
 
 from onetrainer_ema_select.host.ema import HostEma
@@ -88,3 +89,21 @@ def test_an_interrupt_is_no_failure(ema: HostEma, weight: nn.Parameter, failures
     with pytest.raises(KeyboardInterrupt):
         ema.step([weight], 0)
     assert failures == []
+
+
+def test_a_run_that_cannot_have_its_own_weights_back_does_not_go_on(
+    ema: HostEma, weight: nn.Parameter, failures: list[tuple[int, Exception]], mocker: MockerFixture
+) -> None:
+    ema.copy_ema_to([weight])
+    ema.before_sample()
+    mocker.patch.object(WeightTracks, "show_live", side_effect=RuntimeError("device lost"))
+    with pytest.raises(RuntimeError, match="device lost"):
+        ema.step([weight], 1)
+    assert failures == []
+
+
+def test_what_a_newer_host_passes_besides_does_no_harm(ema: HostEma, weight: nn.Parameter) -> None:
+    ema.copy_ema_to([weight], True, non_blocking=True)
+    ema.copy_temp_to([weight], non_blocking=True)
+    ema.step([weight], 0, scale=1.0)
+    assert ema.get_current_decay(0, 5) == pytest.approx(0.1)

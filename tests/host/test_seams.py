@@ -316,6 +316,13 @@ def test_a_host_whose_modules_cannot_be_imported_is_a_mismatch(as_host: Path) ->
     assert mismatches(check_live()) == (f"{CREATE_EMA}: {EXPECTED}, found nothing of that name",)
 
 
+def test_a_host_whose_module_raises_something_of_its_own_is_a_mismatch(as_host: Path) -> None:
+    write_host(as_host)
+    path = as_host / "modules" / "util" / "create.py"
+    path.write_text("raise RuntimeError('no CUDA driver')\n", encoding="utf-8")
+    assert mismatches(check_live()) == (f"{CREATE_EMA}: could not be imported: RuntimeError: no CUDA driver",)
+
+
 @pytest.mark.parametrize("seam", [seam for seam in SEAMS if seam.replacement], ids=lambda seam: seam.label)
 def test_each_replacement_is_a_function_that_takes_the_original_and_what_the_host_passes(seam: Seam) -> None:
     # Read, not imported: these modules need OneTrainer's.
@@ -326,4 +333,6 @@ def test_each_replacement_is_a_function_that_takes_the_original_and_what_the_hos
     names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
     assert names[0] == "original"
     assert len(names) == 1 + len(seam.parameters)
+    assert function.args.vararg, "a parameter that a newer host adds must be passed on"
+    assert function.args.kwarg
     assert None not in function.args.kw_defaults  # a keyword without a default would never be passed

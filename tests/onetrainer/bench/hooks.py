@@ -6,8 +6,8 @@ The reference files are what OneTrainer's own saver writes, without the plugin b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,27 +109,6 @@ def write_reference(trainer: Any, target: Path, model_format: ModelFormat, dtype
 
 
 @contextmanager
-def every_save_fails(trainer: Any) -> Iterator[None]:
-    """The disk is full for every model that OneTrainer's saver writes; backups go through."""
-    create_saver = trainer.create_model_saver
-
-    def create_failing() -> Any:
-        saver = create_saver()
-        save = saver.save
-
-        def failing(*args: Any, **kwargs: Any) -> None:
-            if "output_model_format" in kwargs:  # a backup's arguments come by position
-                raise OSError(28, "No space left on device")
-            save(*args, **kwargs)
-
-        saver.save = failing
-        return saver
-
-    trainer.create_model_saver = create_failing
-    yield
-
-
-@contextmanager
 def interrupt_third_sample(trainer: Any) -> Iterator[None]:
     """Ctrl-C while the third sample is made: the first of the EMA after training has begun."""
     create_sampler = create.create_model_sampler
@@ -156,8 +135,8 @@ def interrupt_third_sample(trainer: Any) -> Iterator[None]:
 
 
 @contextmanager
-def second_set_fails(trainer: Any) -> Iterator[None]:
-    """OneTrainer's own saver cannot write the non-EMA set in step 3, and neither set at the end."""
+def full_disk(trainer: Any, fills: Callable[[int, Path, bool], bool]) -> Iterator[None]:
+    """OneTrainer's own saver finds the disk full: ``fills(step, destination, is a backup)``; half a file stays."""
     create_saver = create.create_model_saver
 
     def create_failing(*args: Any, **kwargs: Any) -> Any:
@@ -167,10 +146,11 @@ def second_set_fails(trainer: Any) -> Iterator[None]:
         def failing(
             model: Any, model_type: Any, output_model_format: Any, output_model_destination: str, dtype: Any
         ) -> None:
-            step, name = model.train_progress.global_step, Path(output_model_destination).name
-            last = "-save-" not in name and output_model_format is not ModelFormat.INTERNAL
-            if last or (step == 3 and name.endswith("-non-ema.safetensors")):
-                Path(output_model_destination).write_bytes(b"half")
+            destination = Path(output_model_destination)
+            if fills(model.train_progress.global_step, destination, output_model_format is ModelFormat.INTERNAL):
+                half = destination / "half" if output_model_format is ModelFormat.INTERNAL else destination
+                half.parent.mkdir(parents=True, exist_ok=True)
+                half.write_bytes(b"half")
                 raise OSError(28, "No space left on device")
             save(model, model_type, output_model_format, output_model_destination, dtype)
 
@@ -182,3 +162,45 @@ def second_set_fails(trainer: Any) -> Iterator[None]:
         yield
     finally:
         create.create_model_saver = create_saver
+
+
+def every_save_fails(trainer: Any) -> AbstractContextManager[None]:
+    """No model can be written; backups can."""
+    return full_disk(trainer, lambda step, path, backup: not backup)
+
+
+def second_set_fails(trainer: Any) -> AbstractContextManager[None]:
+    """The non-EMA set of step 3 cannot be written, and neither set at the end, wherever."""
+    return full_disk(
+        trainer,
+        lambda step, path, backup: (
+            not backup and ("-save-" not in path.name or (step == 3 and path.name.endswith("-non-ema.safetensors")))
+        ),
+    )
+
+
+def output_place_fails(trainer: Any) -> AbstractContextManager[None]:
+    """Only the disk with the final output is full."""
+    workspace = Path(trainer.config.workspace_dir)
+    return full_disk(trainer, lambda step, path, backup: not path.is_relative_to(workspace))
+
+
+def later_backups_fail(trainer: Any) -> AbstractContextManager[None]:
+    """From step 4 on no backup can be written."""
+    return full_disk(trainer, lambda step, path, backup: backup and step >= 4)
+
+
+def one_backup_fails(trainer: Any) -> AbstractContextManager[None]:
+    """The backup of step 2 cannot be written."""
+    return full_disk(trainer, lambda step, path, backup: backup and step == 2)
+
+
+@contextmanager
+def backup_without_config(trainer: Any) -> Iterator[None]:
+    """OneTrainer cannot write its configuration into a backup that is on the disk, and deletes it then."""
+
+    def fails(path: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer._GenericTrainer__save_backup_config = fails
+    yield

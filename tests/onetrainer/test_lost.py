@@ -1,0 +1,91 @@
+"""What could not be written: never without a word, never with exit code 0, and made good by the next start."""
+
+from __future__ import annotations
+
+import pytest
+from safetensors import safe_open
+
+from .bench.recording import Recording, difference
+from .bench.scenario import Scenario, steps
+from .bench.workers import Bench
+
+SCHEDULE = steps(2, backup_every=3, backup_at_end=True)
+FULL = "[Errno 28] No space left on device"
+
+
+def files(recording: Recording) -> dict[str, dict[str, object]]:
+    """Tensors of each final output, by the set that its header names."""
+    found = {}
+    for path in sorted(recording.output_folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found[file.metadata()["ema_select.set"]] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return found
+
+
+def ended_with(recording: Recording) -> str:
+    """The error at the end of a run that trained to its end."""
+    assert recording.exception is not None
+    assert (recording.exception["type"], recording.result["phase"]) == ("EmaSelectError", "end")
+    assert recording.step_numbers()[-1] == 8
+    return str(recording.exception["message"])
+
+
+@pytest.fixture(scope="module")
+def whole(bench: Bench) -> Recording:
+    """The same run with nothing wrong."""
+    return Scenario(bench, "whole-final").finish(schedule=SCHEDULE)
+
+
+def test_a_final_output_whose_place_fails_goes_to_a_second_one_and_is_made_good(bench: Bench, whole: Recording) -> None:
+    scenario = Scenario(bench, "second-place")
+    first = scenario.start(schedule=SCHEDULE, hook="output_place_fails")
+    again = scenario.resume(schedule=SCHEDULE)
+    once_more = scenario.resume(schedule=SCHEDULE)
+    [lost] = first.results()
+    message = ended_with(lost)
+    folder = lost.workspace / "ema_select" / "output"
+    name = next(path.name for path in sorted(whole.output_folder.glob("*.safetensors")) if "non-ema" not in path.name)
+    assert f"the final ema output at {lost.output_folder / name} ({FULL}); it is in {folder / name} instead" in message
+    assert "the final non-ema output at" in message
+    assert "start the same run again with continue_last_backup" in message
+    expected = files(whole)
+    assert set(expected) == {"EMA", "NON_EMA"}
+    for path in sorted(folder.iterdir()):
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            assert difference(tensors, expected[file.metadata()["ema_select.set"]]) == 0.0
+    assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in whole.output_folder.iterdir())
+
+    [made_good] = again.results()
+    made_good.require()
+    assert made_good.step_numbers() == []
+    assert "but the final output (ema and non-ema) is missing; it is written now" in made_good.output
+    found = files(made_good)
+    assert set(found) == set(expected)
+    for weight_set, tensors in expected.items():
+        assert difference(found[weight_set], tensors) == 0.0
+
+    [nothing] = once_more.results()
+    nothing.require()
+    assert "Nothing is left to train: the backup is of the end of the run. Nothing was written." in nothing.output
+
+
+def test_a_last_due_backup_that_fails_is_no_success(bench: Bench) -> None:
+    schedule = steps(2, backup_every=3)
+    scenarios = {
+        hook: Scenario(bench, hook).start(schedule=schedule, hook=hook)
+        for hook in ("later_backups_fail", "one_backup_fails", "backup_without_config")
+    }
+    [later] = scenarios["later_backups_fail"].results()
+    assert "not everything that was asked for is on the disk: the backup " in ended_with(later)
+    assert f"-backup-5-1-1 ({FULL})" in ended_with(later)
+    assert list(later.by_step("backup")) == [2]
+    assert "[ema_select] PROBLEM: The backup" in later.output
+    [one] = scenarios["one_backup_fails"].results()
+    one.require()  # a later one is there
+    assert list(one.by_step("backup")) == [5]
+    assert "[ema_select] 1 problem(s) in this run:" in one.output
+    [gone] = scenarios["backup_without_config"].results()
+    assert "(it is gone; OneTrainer removes one that it cannot finish)" in ended_with(gone)
+    for recording in (later, one, gone):
+        assert not [path for path in recording.workspace.rglob("*") if path.name == "half"]
