@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from onetrainer_ema_select.errors import ManifestError
+from onetrainer_ema_select.origin import install_source
 
 FOLDER = "ema_select"
 """The plugin's folder, inside a backup and inside a workspace."""
@@ -156,7 +157,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     if isinstance(version, int) and version > VERSION:
         raise ManifestError(
             f"{path} has the version {version}; this plugin reads up to {VERSION}. "
-            "Update it with: pip install --upgrade onetrainer-ema-select",
+            f"Get the newer version that wrote it, and install it: pip install --upgrade {install_source()}",
             path=str(path),
             expected=f"at most {VERSION}",
             found=str(version),

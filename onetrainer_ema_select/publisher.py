@@ -7,7 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from onetrainer_ema_select.store import Replaced, Staging
 
-Done = Callable[[tuple[Replaced, ...], Exception | None], None]
+Placed = Callable[[tuple[Replaced, ...]], None]
+Done = Callable[[Exception | None], None]
 
 
 class Publisher:
@@ -20,23 +21,26 @@ class Publisher:
     def __init__(self) -> None:
         """Create a publisher; its thread starts with the first file."""
         self._pool: ThreadPoolExecutor | None = None
-        self._begun: list[tuple[Future[tuple[Replaced, ...]], Done]] = []
+        self._begun: list[tuple[Future[None], Done]] = []
 
-    def submit(self, staging: Staging, done: Done) -> None:
+    def submit(self, staging: Staging, *, placed: Placed, done: Done) -> None:
         """Publish a staging that is written, and discard it.
 
         Args:
             staging: The staging; not to be touched by the caller any more.
-            done: Called by :meth:`collect` with what :meth:`Staging.publish` returned, and its error or None.
+            placed: Called on the publisher's thread as soon as it is published, with what lies beside its place
+                (see :meth:`Staging.publish`), so that a note of it is there even if the process dies next.
+            done: Called by :meth:`collect` on the caller's thread, with the error of the two or None.
         """
         try:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ema_select")
-            future = self._pool.submit(_publish, staging)
+            future = self._pool.submit(_publish, staging, placed)
         except RuntimeError:  # no thread to be had: the process is short of them, or about to end
             future = Future()
             try:
-                future.set_result(_publish(staging))
+                _publish(staging, placed)
+                future.set_result(None)
             except Exception as error:  # noqa: BLE001 - told to the caller as from the thread
                 future.set_exception(error)
         self._begun.append((future, done))
@@ -55,11 +59,11 @@ class Publisher:
             if error is not None and not isinstance(error, Exception):
                 raise error
             self._begun.pop(0)
-            done(() if error is not None else future.result(), error)
+            done(error)
 
 
-def _publish(staging: Staging) -> tuple[Replaced, ...]:
+def _publish(staging: Staging, placed: Placed) -> None:
     try:
-        return staging.publish()
+        placed(staging.publish())
     finally:
         staging.discard()

@@ -241,12 +241,12 @@ class NameMatch:
         if self.new:
             found.append(
                 f"{len(self.new)} trained weights are not in the saved EMA; their average begins at the loaded "
-                f"weights: {_some(self.new)}."
+                f"weights: {some(self.new)}."
             )
         if self.gone:
             found.append(
                 f"{len(self.gone)} weights of the saved EMA are not trained any more; their average stays in the "
-                f"backup: {_some(self.gone)}."
+                f"backup: {some(self.gone)}."
             )
         return tuple(found)
 
@@ -262,11 +262,11 @@ def match_names(saved: Sequence[str], trained: Sequence[str]) -> NameMatch:
     matched = tuple(name for name in trained if name in known)
     if not matched:
         raise ResumeError(
-            f"None of the {len(saved)} weights of the saved EMA ({_some(saved)}) is among the {len(trained)} that "
-            f"are trained now ({_some(trained)}). Restore the training method and layer filter of that run, or "
+            f"None of the {len(saved)} weights of the saved EMA ({some(saved)}) is among the {len(trained)} that "
+            f"are trained now ({some(trained)}). Restore the training method and layer filter of that run, or "
             "set ema_select.resume_ema to RESTART and ema_select.resume_weights to NON_EMA.",
-            expected=_some(trained),
-            found=_some(saved),
+            expected=some(trained),
+            found=some(saved),
         )
     return NameMatch(
         matched,
@@ -275,6 +275,7 @@ def match_names(saved: Sequence[str], trained: Sequence[str]) -> NameMatch:
     )
 
 
-def _some(names: Sequence[str], limit: int = 3) -> str:
+def some(names: Sequence[str], limit: int = 3) -> str:
+    """The first names, and how many more there are."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -68,8 +68,7 @@ class Staging:
         self._prefix = _sibling_prefix(workspace)
         self._root = workspace / FOLDER / STAGING
         if _is_inside(destination, workspace):
-            self._root.mkdir(parents=True, exist_ok=True)
-            self.folder = Path(tempfile.mkdtemp(dir=self._root))
+            self.folder = _private_folder(self._root)
         else:
             destination.parent.mkdir(parents=True, exist_ok=True)
             self.folder = Path(tempfile.mkdtemp(prefix=self._prefix, dir=destination.parent))
@@ -122,7 +121,7 @@ def clear_leftovers(workspace: Path, *destinations: Path) -> None:
     shutil.rmtree(workspace / FOLDER / STAGING, ignore_errors=True)
     prefix = _sibling_prefix(workspace)
     # In the workspace's own folders there is one where they are links or mounts to another disk.
-    folders = {destination.parent for destination in destinations}
+    folders = {folder for destination in destinations for folder in (destination.parent, destination)}
     if workspace.is_dir():
         folders.update(workspace.iterdir())
     for folder in folders:
@@ -229,6 +228,18 @@ def flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _private_folder(root: Path) -> Path:
+    """A new folder in a root that another staging may be removing, being the last one in it, at this moment."""
+    for last in (False, False, False, True):
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            return Path(tempfile.mkdtemp(dir=root))
+        except FileNotFoundError:
+            if last:
+                raise
+    raise AssertionError
 
 
 def _move(source: Path, target: Path, prefix: str, beside: list[Replaced]) -> None:

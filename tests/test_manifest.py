@@ -20,6 +20,7 @@ from onetrainer_ema_select.manifest import (
     read_manifest,
     write_manifest,
 )
+from onetrainer_ema_select.origin import install_source
 
 ADVICE = (
     "Choose another backup with ema_select.resume_backup, or delete the file to treat the folder as one that was "
@@ -218,7 +219,7 @@ def test_a_newer_version(tmp_path, version):
     error = refusal(tmp_path)
     assert str(error) == (
         f"{path} has the version {version}; this plugin reads up to 1. "
-        "Update it with: pip install --upgrade onetrainer-ema-select"
+        f"Get the newer version that wrote it, and install it: pip install --upgrade {install_source()}"
     )
     assert (error.expected, error.found) == ("at most 1", str(version))
 

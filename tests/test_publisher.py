@@ -19,15 +19,16 @@ class Told:
     """Notes what the publisher tells, and in which thread."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, tuple[Replaced, ...], Exception | None]] = []
+        self.placed: list[tuple[str, tuple[Replaced, ...]]] = []
+        self.heard: list[tuple[str, Exception | None]] = []
         self.threads: set[int] = set()
 
-    def about(self, name: str) -> Any:
-        def done(beside: tuple[Replaced, ...], error: Exception | None) -> None:
-            self.heard.append((name, beside, error))
+    def about(self, name: str) -> dict[str, Any]:
+        def done(error: Exception | None) -> None:
+            self.heard.append((name, error))
             self.threads.add(threading.get_ident())
 
-        return done
+        return {"placed": lambda beside: self.placed.append((name, beside)), "done": done}
 
 
 def held(events: list[str], name: str, gate: threading.Event, error: BaseException | None = None) -> Any:
@@ -52,9 +53,10 @@ def written(destination: Path, workspace: Path) -> Staging:
 def test_files_take_their_places_and_nothing_private_stays(tmp_path: Path) -> None:
     publisher, told = Publisher(), Told()
     for name in ("a", "b"):
-        publisher.submit(written(tmp_path / "save" / name, tmp_path), told.about(name))
+        publisher.submit(written(tmp_path / "save" / name, tmp_path), **told.about(name))
     publisher.collect(wait=True)
-    assert told.heard == [("a", (), None), ("b", (), None)]
+    assert told.heard == [("a", None), ("b", None)]
+    assert told.placed == [("a", ()), ("b", ())]
     assert told.threads == {threading.get_ident()}
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
         "ema_select",
@@ -68,38 +70,38 @@ def test_files_take_their_places_and_nothing_private_stays(tmp_path: Path) -> No
 
 def test_the_caller_goes_on_while_the_disk_is_slow(tmp_path: Path) -> None:
     publisher, told, events, gate = Publisher(), Told(), [], threading.Event()
-    publisher.submit(held(events, "a", gate), told.about("a"))
-    publisher.submit(held(events, "b", gate), told.about("b"))
+    publisher.submit(held(events, "a", gate), **told.about("a"))
+    publisher.submit(held(events, "b", gate), **told.about("b"))
     publisher.collect(wait=False)
     assert (events, told.heard) == ([], [])
     gate.set()
     publisher.collect(wait=True)
     assert events == ["publish a", "discard a", "publish b", "discard b"]
-    assert [name for name, _, _ in told.heard] == ["a", "b"]
+    assert [name for name, _ in told.heard] == ["a", "b"]
 
 
 def test_an_error_is_told_and_keeps_nothing_from_its_place(tmp_path: Path) -> None:
     publisher, told, events, gate = Publisher(), Told(), [], threading.Event()
     gate.set()
     full = OSError(28, "No space left on device")
-    publisher.submit(held(events, "a", gate, full), told.about("a"))
-    publisher.submit(written(tmp_path / "b", tmp_path), told.about("b"))
+    publisher.submit(held(events, "a", gate, full), **told.about("a"))
+    publisher.submit(written(tmp_path / "b", tmp_path), **told.about("b"))
     publisher.collect(wait=True)
-    assert told.heard == [("a", (), full), ("b", (), None)]
+    assert told.heard == [("a", full), ("b", None)]
     assert events == ["publish a", "discard a"]
     assert (tmp_path / "b").is_file()
 
 
 def test_an_interrupt_while_waiting_loses_nothing(tmp_path: Path, mocker: MockerFixture) -> None:
     publisher, told = Publisher(), Told()
-    publisher.submit(written(tmp_path / "a", tmp_path), told.about("a"))
+    publisher.submit(written(tmp_path / "a", tmp_path), **told.about("a"))
     waiting = mocker.patch.object(concurrent.futures.Future, "exception", side_effect=KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         publisher.collect(wait=True)
     mocker.stop(waiting)
     assert told.heard == []
     publisher.collect(wait=True)
-    assert told.heard == [("a", (), None)]
+    assert told.heard == [("a", None)]
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -109,7 +111,38 @@ def test_without_a_thread_it_is_done_at_once(tmp_path: Path, mocker: MockerFixtu
     gate.set()
     error = None if works else OSError(28, "No space left on device")
     staging = written(tmp_path / "a", tmp_path) if works else held([], "a", gate, error)
-    publisher.submit(staging, told.about("a"))
+    publisher.submit(staging, **told.about("a"))
     publisher.collect(wait=False)
-    assert told.heard == [("a", (), error)]
+    assert told.heard == [("a", error)]
     assert (tmp_path / "a").exists() == works
+
+
+def test_what_is_at_its_place_is_noted_before_the_caller_asks(tmp_path: Path) -> None:
+    publisher, told, noted = Publisher(), Told(), threading.Event()
+    publisher.submit(written(tmp_path / "a", tmp_path), **{**told.about("a"), "placed": lambda beside: noted.set()})
+    assert noted.wait(20)
+    assert told.heard == []
+    publisher.collect(wait=True)
+
+
+def test_an_error_in_the_note_is_told(tmp_path: Path) -> None:
+    publisher, told = Publisher(), Told()
+    error = RuntimeError("no note")
+
+    def placed(beside: tuple[Replaced, ...]) -> None:
+        raise error
+
+    publisher.submit(written(tmp_path / "a", tmp_path), **{**told.about("a"), "placed": placed})
+    publisher.collect(wait=True)
+    assert told.heard == [("a", error)]
+    assert (tmp_path / "a").is_file()
+
+
+def test_stagings_that_come_and_go_at_the_same_time(tmp_path: Path) -> None:
+    """The last one to leave removes the folder that the next one is just about to use."""
+    publisher, told = Publisher(), Told()
+    for number in range(200):
+        publisher.submit(written(tmp_path / "save" / str(number), tmp_path), **told.about(str(number)))
+    publisher.collect(wait=True)
+    assert [error for _, error in told.heard] == [None] * 200
+    assert len(list((tmp_path / "save").iterdir())) == 200

@@ -10,8 +10,6 @@ import typer
 
 from onetrainer_ema_select.host.locate import find_onetrainer
 
-PACKAGE = "onetrainer-ema-select"
-
 WHERE = "OneTrainer's folder. Default: $ONETRAINER_DIR, the current folder or its parents, ~/OneTrainer."
 
 DirectoryArgument = Annotated[

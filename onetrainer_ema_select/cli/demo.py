@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onetrainer_ema_select.cli.common import PACKAGE, size_text
+from onetrainer_ema_select.cli.common import size_text
+from onetrainer_ema_select.origin import PACKAGE
 
 if TYPE_CHECKING:
     from onetrainer_ema_select.demo.results import Row

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from onetrainer_ema_select.cli.common import PACKAGE, DirectoryArgument, OneTrainerOption, named_onetrainer
+from onetrainer_ema_select.cli.common import DirectoryArgument, OneTrainerOption, named_onetrainer
 from onetrainer_ema_select.host import dropin
+from onetrainer_ema_select.origin import PACKAGE
 
 EXAMPLE = f"Example: {PACKAGE} disable ~/OneTrainer"
 

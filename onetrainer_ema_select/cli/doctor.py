@@ -11,7 +11,6 @@ import typer
 
 from onetrainer_ema_select import __version__
 from onetrainer_ema_select.cli.common import (
-    PACKAGE,
     DirectoryArgument,
     JsonOption,
     OneTrainerOption,
@@ -21,6 +20,7 @@ from onetrainer_ema_select.cli.common import (
 from onetrainer_ema_select.host import dropin
 from onetrainer_ema_select.host.locate import host_commit, host_python, python_without_package
 from onetrainer_ema_select.host.seams import SeamResult, check_source
+from onetrainer_ema_select.origin import PACKAGE, install_source
 
 EXAMPLE = f"Example: {PACKAGE} doctor ~/OneTrainer"
 
@@ -109,14 +109,14 @@ def advice(folder: Path, *, seams: tuple[SeamResult, ...], packages: dict[str, s
     if not all(seam.ok for seam in seams):
         actions.append(
             "This OneTrainer is not one that the plugin knows, so it refuses to run with it. "
-            f"Update the plugin: pip install --upgrade {PACKAGE}"
+            f"Get a newer version of the plugin and install it: pip install --upgrade {install_source()}"
         )
     if missing := [name for name, version in packages.items() if version is None]:
         actions.append(f"Install what is missing: pip install {' '.join(missing)}")
     if python := python_without_package(folder):
         actions.append(
             "The plugin is not installed in OneTrainer's own Python; the one above is another. "
-            f'Install it: "{python}" -m pip install {PACKAGE}'
+            f'Install it: "{python}" -m pip install {install_source()}'
         )
     if state == "outdated":
         actions.append(f'Renew the file in OneTrainer: {PACKAGE} enable "{folder}"')

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from onetrainer_ema_select.cli.common import PACKAGE, DirectoryArgument, OneTrainerOption, named_onetrainer
+from onetrainer_ema_select.cli.common import DirectoryArgument, OneTrainerOption, named_onetrainer
 from onetrainer_ema_select.host import dropin
 from onetrainer_ema_select.host.locate import python_without_package
+from onetrainer_ema_select.origin import PACKAGE, install_source
 
 EXAMPLE = f"Example: {PACKAGE} enable ~/OneTrainer"
 
@@ -23,7 +24,7 @@ def enable(directory: DirectoryArgument = None, onetrainer: OneTrainerOption = N
     if python := python_without_package(folder):
         typer.echo(
             f"OneTrainer has a Python of its own, and the plugin is not installed there yet:\n"
-            f'  "{python}" -m pip install {PACKAGE}'
+            f'  "{python}" -m pip install {install_source()}'
         )
     typer.echo(
         "The plugin stays off until a run's config turns it on:\n"

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from onetrainer_ema_select.cli.common import PACKAGE, JsonOption, echo_json, size_text
+from onetrainer_ema_select.cli.common import JsonOption, echo_json, size_text
+from onetrainer_ema_select.origin import PACKAGE
 from onetrainer_ema_select.workspace import (
     STRAY,
     BackupView,

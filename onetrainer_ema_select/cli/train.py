@@ -12,9 +12,10 @@ from typing import Annotated
 
 import typer
 
-from onetrainer_ema_select.cli.common import PACKAGE, OneTrainerOption
+from onetrainer_ema_select.cli.common import OneTrainerOption
 from onetrainer_ema_select.host import bootstrap
 from onetrainer_ema_select.host.locate import TRAIN_SCRIPT, find_onetrainer
+from onetrainer_ema_select.origin import PACKAGE
 
 EXAMPLE = f"Example: {PACKAGE} train --config-path run.json --config-value ema_select.enabled=true"
 

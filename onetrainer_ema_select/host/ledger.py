@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from onetrainer_ema_select import store
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.manifest import FOLDER
+from onetrainer_ema_select.workspace import SAVE_FOLDER, is_save, save_metadata
 
 FILE = "saves.json"
 
@@ -46,6 +47,7 @@ class Ledger:
     def __init__(self, workspace: Path) -> None:
         """Read the list; what cannot be read of it counts as not written."""
         self._path = workspace / FOLDER / FILE
+        self._saves = workspace / SAVE_FOLDER
         self._records: list[SaveRecord] = []
         try:
             entries = json.loads(self._path.read_text(encoding="utf-8"))["saves"]
@@ -71,7 +73,8 @@ class Ledger:
         """Of milestones that a backup made at ``step`` was still owed, those that were not written after all.
 
         A milestone is due at the same moment as a backup now and then; the backup comes first, and knows only
-        that the save is to follow.
+        that the save is to follow. What the list says counts, also of files that were moved away since, and so
+        does what is on the disk, in case the process died before it could note it.
 
         Args:
             milestones: Their names.
@@ -85,6 +88,7 @@ class Ledger:
             if (record.step, record.run) == (step, run)
             for name in record.milestones
         }
+        written |= _milestones_on_disk(self._saves, step=step, run=run)
         return tuple(name for name in milestones if any((name, each) not in written for each in sets))
 
     def finals(self, *, step: int, run: str) -> frozenset[WeightSet]:
@@ -94,3 +98,12 @@ class Ledger:
             for record in self._records
             if record.final and (record.step, record.run) == (step, run) and record.path.exists()
         )
+
+
+def _milestones_on_disk(folder: Path, *, step: int, run: str) -> set[tuple[str, WeightSet]]:
+    found = set()
+    for path in folder.iterdir() if folder.is_dir() else ():
+        marks = save_metadata(path) if is_save(path) else {}
+        if marks.get("run") == run and marks.get("step") == str(step) and marks.get("set") in WeightSet.__members__:
+            found |= {(name, WeightSet[marks["set"]]) for name in marks.get("milestone", "").split(", ") if name}
+    return found

@@ -7,7 +7,7 @@ hangs in the model, by one rule for every model type and training method.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -68,6 +68,12 @@ def name_parameters(model: Any, parameters: Sequence[Tensor]) -> tuple[tuple[str
         )
     sites = tuple(Site(names[position], owner, attribute) for position, owner, attribute in places)
     return tuple(names[position] for position in range(len(parameters))), sites
+
+
+def find_parameters(model: Any, names: Collection[str]) -> dict[str, Tensor]:
+    """The weights that have these names, trained or not; names that the model does not have are left out."""
+    wanted = set(names)
+    return {name: parameter for name, _, _, parameter in _walk(model) if name in wanted} if wanted else {}
 
 
 def _walk(model: Any) -> Iterator[tuple[str, Any, str, Tensor]]:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from onetrainer_ema_select import __version__
 from onetrainer_ema_select.errors import ManifestError, ResumeError, TrackError
+from onetrainer_ema_select.host.parameters import find_parameters
 from onetrainer_ema_select.host.session import Session
+from onetrainer_ema_select.integrity import EMA_FILE
 from onetrainer_ema_select.manifest import (
     EmaRecord,
     Manifest,
@@ -22,7 +24,7 @@ from onetrainer_ema_select.manifest import (
     read_manifest,
     write_manifest,
 )
-from onetrainer_ema_select.resume import EmaSource, match_names
+from onetrainer_ema_select.resume import EmaSource, match_names, some
 from onetrainer_ema_select.settings import WeightSet
 from onetrainer_ema_select.store import Staging
 from onetrainer_ema_select.tracks import check_positions
@@ -47,22 +49,16 @@ def apply_plan(session: Session, model: Any, parameters: Sequence[Tensor]) -> No
     state = model.ema_state_dict
     model.ema_state_dict = None
     saved: dict[str, Tensor] = {}
-    if state is not None and session.contents is not None and session.contents.holds_ema:
-        tensors: list[Tensor] = list(state["ema_parameters"])
+    if plan.park or plan.weights is WeightSet.EMA or plan.ema is EmaSource.BACKUP:
+        tensors = _average_tensors(session, state)
         if plan.park and multi_gpu_util.is_master():
             park(session, tensors, parameters, decay=state.get("decay"))
         if plan.weights is WeightSet.EMA or plan.ema is EmaSource.BACKUP:
             saved = _by_name(session, tensors, parameters)
     if plan.weights is WeightSet.EMA:
-        _check_shapes(session, saved, parameters)
-        with torch.no_grad():
-            for name, parameter in zip(session.names, parameters, strict=True):
-                if name in saved and parameter.is_floating_point():
-                    parameter.detach().copy_(saved[name])
-        if session.match_notes:
-            session.match_notes += (
-                "Only weights that are trained now were loaded from the EMA; all others are non-EMA.",
-            )
+        _load_ema_as_weights(session, model, saved, parameters)
+    if plan.ema is EmaSource.BACKUP:
+        saved = _matched(session, saved)
     if plan.reset_optimizer:
         model.optimizer_state_dict = None
     if plan.ema is EmaSource.PARKED:
@@ -73,8 +69,57 @@ def apply_plan(session: Session, model: Any, parameters: Sequence[Tensor]) -> No
             session.initial = saved
 
 
+def _average_tensors(session: Session, state: Any) -> list[Tensor]:
+    """The averages that OneTrainer has read from the backup's ``ema.pt``, in its order.
+
+    Raises:
+        ResumeError: If it has read none, or something else; going on would begin a new average without a word.
+    """
+    tensors = state.get("ema_parameters") if isinstance(state, Mapping) else None
+    if isinstance(tensors, list) and all(isinstance(tensor, Tensor) for tensor in tensors):
+        return tensors
+    raise ResumeError(
+        f"The EMA of backup {session.backup} could not be read: OneTrainer has loaded no list of weights from its "
+        f"{EMA_FILE.as_posix()}. Choose another backup with ema_select.resume_backup, or set ema_select.resume_ema to "
+        "RESTART and ema_select.resume_weights to NON_EMA.",
+        path=str(session.backup),
+    )
+
+
+def _load_ema_as_weights(
+    session: Session, model: Any, saved: Mapping[str, Tensor], parameters: Sequence[Tensor]
+) -> None:
+    """Copy the average into every weight that it has a value for, trained or not any more.
+
+    Raises:
+        EmaSelectError: If nothing fits, or a trained weight has another shape; nothing has been changed then.
+    """
+    match = match_names(tuple(saved), session.names)
+    _check_shapes(session, saved, parameters)
+    targets = dict(zip(session.names, parameters, strict=True))
+    places = find_parameters(model, match.gone)
+    loaded, left = [], []
+    for name in match.gone:
+        parameter = places.get(name)
+        if parameter is not None and parameter.is_floating_point() and parameter.shape == saved[name].shape:
+            targets[name] = parameter
+            loaded.append(name)
+        else:
+            left.append(name)
+    with torch.no_grad():
+        for name, parameter in targets.items():
+            if name in saved and parameter.is_floating_point():
+                parameter.detach().copy_(saved[name])
+    notes = (
+        (match.new, "trained weights are not in the saved EMA and stay as the backup has them (non-EMA)"),
+        (loaded, "weights that are not trained any more were loaded from the EMA too"),
+        (left, "weights of the saved EMA do not fit anything in this model and were left out"),
+    )
+    session.match_notes += tuple(f"{len(names)} {text}: {some(names)}." for names, text in notes if names)
+
+
 def _by_name(session: Session, tensors: list[Tensor], parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of ``ema.pt`` their names: by the manifest, or by position where there is none."""
+    """All tensors of ``ema.pt`` under their names: by the manifest, or by position where there is none."""
     manifest = session.contents.manifest if session.contents is not None else None
     if manifest is None:
         check_positions(tensors, list(parameters))
@@ -86,12 +131,12 @@ def _by_name(session: Session, tensors: list[Tensor], parameters: Sequence[Tenso
             "ema_select.resume_backup.",
             path=str(session.backup),
         )
-    return _matched(session, {p.name: t for p, t in zip(manifest.parameters, tensors, strict=True)})
+    return {p.name: t for p, t in zip(manifest.parameters, tensors, strict=True)}
 
 
 def _matched(session: Session, saved: dict[str, Tensor]) -> dict[str, Tensor]:
     match = match_names(tuple(saved), session.names)
-    session.match_notes = match.sentences()
+    session.match_notes += match.sentences()
     return {name: saved[name] for name in match.matched}
 
 

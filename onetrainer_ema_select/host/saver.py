@@ -175,43 +175,46 @@ class SetWriter:
             staging.discard()
             raise
 
-        def done(beside: tuple[store.Replaced, ...], error: Exception | None) -> None:
+        record = self._record(path, weight_set)
+
+        def placed(beside: tuple[store.Replaced, ...]) -> None:
+            self._note(record, beside)
+
+        def done(error: Exception | None) -> None:
             if error is not None:
                 self._failed(path, weight_set, after, error)
-            else:
-                self._published(path, weight_set, beside)
+                return
+            self._waiting.discard(weight_set)
+            if not self._waiting:
+                session.milestones.served(self._milestones)
 
-        session.publisher.submit(staging, done)
+        session.publisher.submit(staging, placed=placed, done=done)
 
-    def _published(self, path: Path, weight_set: WeightSet, beside: tuple[store.Replaced, ...]) -> None:
+    def _record(self, path: Path, weight_set: WeightSet) -> SaveRecord:
+        return SaveRecord(
+            path=path,
+            set=weight_set,
+            step=self._progress.global_step,
+            epoch=self._progress.epoch,
+            milestones=self._milestones,
+            run=self._session.run,
+            final=self._final,
+        )
+
+    def _note(self, record: SaveRecord, beside: tuple[store.Replaced, ...]) -> None:
+        """List a set that is at its place. Runs on the publisher's thread."""
+        session, path = self._session, record.path
         for replaced in beside:
-            self._session.reporter.problem(
+            session.reporter.problem(
                 f"{replaced.wanted} could not be replaced ({replaced.reason}): the new one lies beside it as "
                 f"{replaced.actual.name}. Close what holds the old one open, and rename it."
             )
             path = replaced.actual if replaced.wanted == path else path
-        self._record(path, weight_set)
-        self._waiting.discard(weight_set)
-        if not self._waiting:
-            self._session.milestones.served(self._milestones)
-
-    def _record(self, path: Path, weight_set: WeightSet) -> None:
-        progress = self._progress
         try:
-            self._session.ledger.add(
-                SaveRecord(
-                    path=path,
-                    set=weight_set,
-                    step=progress.global_step,
-                    epoch=progress.epoch,
-                    milestones=self._milestones,
-                    run=self._session.run,
-                    final=self._final,
-                )
-            )
+            session.ledger.add(record.model_copy(update={"path": path}))
         except OSError as error:
             # The model itself is on the disk; only a milestone might be written twice after a crash.
-            self._session.reporter.problem(f"{path} was saved, but could not be noted in the list of saves.", error)
+            session.reporter.problem(f"{path} was saved, but could not be noted in the list of saves.", error)
 
     def _marks(self, weight_set: WeightSet) -> dict[str, str]:
         session, progress = self._session, self._progress

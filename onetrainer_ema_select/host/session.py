@@ -227,7 +227,8 @@ class Session:
             raise EmaSelectError(
                 "The run has ended, but not everything that was asked for is on the disk: "
                 f"{'; '.join(self.lost)}. Free disk space or mend the folder, then start the same run again with "
-                "continue_last_backup: what is missing of the final output is written again, without training."
+                "continue_last_backup: it goes on from the newest backup, and where nothing is left to train it writes "
+                "what is missing of the final output."
             )
 
 

@@ -17,6 +17,7 @@ from onetrainer_ema_select import __version__
 from onetrainer_ema_select.cli import doctor
 from onetrainer_ema_select.host import dropin
 from onetrainer_ema_select.host.seams import SEAMS
+from onetrainer_ema_select.origin import install_source
 
 Command = Callable[..., "tuple[int, str, str]"]
 
@@ -76,7 +77,7 @@ def test_a_changed_seam(command: Command, standin: Path) -> None:
     assert lines[-2:] == [
         f"{len(SEAMS) - 1} of {len(SEAMS)} seams are as expected.",
         "This OneTrainer is not one that the plugin knows, so it refuses to run with it. "
-        "Update the plugin: pip install --upgrade onetrainer-ema-select",
+        f"Get a newer version of the plugin and install it: pip install --upgrade {install_source()}",
     ]
 
 
@@ -169,7 +170,7 @@ def test_the_package_is_in_another_python(command: Command, standin: Path) -> No
     assert code == 0
     assert out.splitlines()[-1] == (
         "The plugin is not installed in OneTrainer's own Python; the one above is another. "
-        f'Install it: "{python}" -m pip install onetrainer-ema-select'
+        f'Install it: "{python}" -m pip install {install_source()}'
     )
 
 

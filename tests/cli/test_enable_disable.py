@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from onetrainer_ema_select.host.dropin import DROPIN_TEXT
+from onetrainer_ema_select.origin import install_source
 
 Command = Callable[..., "tuple[int, str, str]"]
 
@@ -53,7 +54,7 @@ def test_enable_tells_that_the_package_is_in_another_python(command: Command, on
         0,
         f"Enabled: {dropin}\n"
         "OneTrainer has a Python of its own, and the plugin is not installed there yet:\n"
-        f'  "{python}" -m pip install onetrainer-ema-select\n' + HOW,
+        f'  "{python}" -m pip install {install_source()}\n' + HOW,
         "",
     )
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.host.ledger import Ledger, SaveRecord
@@ -89,3 +91,33 @@ def test_a_list_that_cannot_be_read_counts_as_empty(tmp_path: Path, text: str) -
     assert ledger.still_pending(("1 epochs",), step=4, run="", sets=BOTH) == ("1 epochs",)
     ledger.add(record(step=4))
     assert len(json.loads(path.read_text(encoding="utf-8"))["saves"]) == 1
+
+
+def test_what_is_on_the_disk_counts_as_written_though_it_was_not_noted(tmp_path: Path) -> None:
+    owed = ("1 epochs", "every 4 steps")
+
+    def pending() -> tuple[str, ...]:
+        return Ledger(tmp_path).still_pending(owed, step=4, run="a", sets=BOTH)
+
+    def write(name: str, **marks: str) -> None:
+        save_file(
+            {"w": torch.zeros(1)},
+            tmp_path / "save" / name,
+            metadata={f"ema_select.{key}": value for key, value in marks.items()},
+        )
+
+    (tmp_path / "save").mkdir()
+    marks = {"run": "a", "step": "4", "milestone": "1 epochs, every 4 steps"}
+    write("x.safetensors", set="EMA", **marks)
+    write("y-non-ema.safetensors", set="NON_EMA", **{**marks, "step": "8"})
+    write("z-non-ema.safetensors", set="NON_EMA", **{**marks, "run": "b"})
+    write("q-non-ema.safetensors", set="BEST", **marks)
+    write("plain.safetensors")
+    (tmp_path / "save" / "notes.txt").write_text("mine", encoding="utf-8")
+    assert pending() == owed
+    folder = tmp_path / "save" / "x-non-ema"
+    folder.mkdir()
+    (folder / "ema_select.json").write_text(
+        json.dumps({f"ema_select.{key}": value for key, value in {**marks, "set": "NON_EMA"}.items()}), encoding="utf-8"
+    )
+    assert pending() == ()

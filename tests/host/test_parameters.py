@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from onetrainer_ema_select.errors import NamesError
-from onetrainer_ema_select.host.parameters import name_parameters
+from onetrainer_ema_select.host.parameters import find_parameters, name_parameters
 from onetrainer_ema_select.state_dict_view import StateDictView
 
 
@@ -149,3 +149,14 @@ def test_two_weights_that_only_differ_by_a_wrapper() -> None:
         "method, and train without the plugin: set ema_select.enabled=false."
     )
     assert caught.value.key == "unet.weight"
+
+
+def test_weights_are_found_by_name_whether_they_train_or_not() -> None:
+    model = SimpleNamespace(unet=nn.Linear(2, 2), lora=Wrapper(a=adapter()))
+    model.unet.requires_grad_(False)
+    names = ["unet.bias", "lora.a.lora_up.weight", "unet.gone"]
+    found = find_parameters(model, names)
+    assert found["unet.bias"] is model.unet.bias
+    assert found["lora.a.lora_up.weight"] is model.lora.lora_modules["a"].lora_up.weight
+    assert list(found) == ["lora.a.lora_up.weight", "unet.bias"]
+    assert find_parameters(model, ()) == {}

@@ -189,3 +189,25 @@ def test_matching_weights_are_taken_by_name_and_the_rest_is_named(bench: Bench) 
     down = [tensor for name, tensor in initial.items() if "down_blocks" in name]
     assert same_bits(down, average)
     assert "trained weights are not in the saved EMA; their average begins at the loaded weights: unet." in done.output
+    assert "trained weights are not in the saved EMA and stay as the backup has them (non-EMA): unet." in done.output
+
+
+def test_the_ema_is_loaded_into_weights_too_that_are_not_trained_any_more(bench: Bench) -> None:
+    scenario = Scenario(bench, "narrower", family=configs.SD15_FINE_TUNE)
+    first = scenario.finish(schedule=FIRST)
+    names = [name for name in first.result["parameters"] if name.startswith("text_encoder.")]
+    average = {name: first.weights("ema")[name] for name in names}
+    assert difference(average, {name: first.weights("live")[name] for name in names}) > 0
+    narrower = {"text_encoder": {"train": False}}
+    choice = {"resume_weights": "EMA", "resume_optimizer": "RESET"}
+    schedule = steps(3, backup_at_end=True)
+    done = scenario.resume(schedule=schedule, overrides=narrower, ema_select=choice).results()[0].require()
+    assert (
+        f"{len(names)} weights that are not trained any more were loaded from the EMA too: text_encoder." in done.output
+    )
+    [file] = (max((scenario.run / "workspace" / "backup").iterdir()) / "text_encoder").glob("*.safetensors")
+    written = load_file(file)
+    compared = [name for name in names if name.removeprefix("text_encoder.") in written]
+    assert compared
+    for name in compared:
+        assert difference([written[name.removeprefix("text_encoder.")]], [average[name]]) == 0.0
