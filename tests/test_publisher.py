@@ -136,13 +136,3 @@ def test_an_error_in_the_note_is_told(tmp_path: Path) -> None:
     publisher.collect(wait=True)
     assert told.heard == [("a", error)]
     assert (tmp_path / "a").is_file()
-
-
-def test_stagings_that_come_and_go_at_the_same_time(tmp_path: Path) -> None:
-    """The last one to leave removes the folder that the next one is just about to use."""
-    publisher, told = Publisher(), Told()
-    for number in range(200):
-        publisher.submit(written(tmp_path / "save" / str(number), tmp_path), **told.about(str(number)))
-    publisher.collect(wait=True)
-    assert [error for _, error in told.heard] == [None] * 200
-    assert len(list((tmp_path / "save").iterdir())) == 200

@@ -144,6 +144,21 @@ def test_two_at_once_do_not_disturb_each_other(tmp_path):
     assert tree(tmp_path) == {"save/x": "first"}
 
 
+def test_the_last_one_to_leave_takes_nothing_from_the_next(tmp_path, mocker):
+    """They are written on one thread and discarded on another."""
+    make, removed = store.tempfile.mkdtemp, []
+
+    def mkdtemp(**where: Path) -> str:
+        if not removed:
+            removed.append(where["dir"].rmdir())
+        return make(**where)
+
+    mocker.patch.object(store.tempfile, "mkdtemp", mkdtemp)
+    write_backup(tmp_path / "backup" / "b", tmp_path)
+    assert removed
+    assert tree(tmp_path) == {f"backup/b/{name}": text for name, text in BACKUP.items()}
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_what_belongs_beside_is_published_and_the_destination_last(tmp_path, mocker, inside):
     moved = []
