@@ -94,7 +94,12 @@ class LegRecord(_Record):
 
 
 class Manifest(_Record):
-    """All that the plugin knows of a backup or a parked average."""
+    """All that the plugin knows of a backup or a parked average.
+
+    Attributes:
+        pending_milestones: Milestones that were due when a backup was made, and not saved yet.
+        milestones: Of a backup that was pinned, the milestones it was pinned for.
+    """
 
     format: Literal["onetrainer-ema-select"] = "onetrainer-ema-select"
     # Strict: what pydantic would turn into a number, such as 2.0, must not slip past the check of the version.
@@ -114,6 +119,7 @@ class Manifest(_Record):
     leg: LegRecord = LegRecord()
     parked: tuple[ParkedRecord, ...] = ()
     pending_milestones: tuple[str, ...] = ()
+    milestones: tuple[str, ...] = ()
 
     @property
     def sets(self) -> tuple[str, ...]:

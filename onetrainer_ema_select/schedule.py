@@ -115,6 +115,11 @@ class DueMilestone:
         return self.milestone.name
 
 
+def is_repeating(name: str) -> bool:
+    """Whether the name of a milestone that is due is that of a repeating one."""
+    return name.startswith("every ")
+
+
 def parse_milestones(text: str) -> tuple[Milestone, ...]:
     """Read a comma-separated list such as ``10 epochs, 4000 steps, 25%, every 500 steps``.
 

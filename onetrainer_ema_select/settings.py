@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -47,13 +47,11 @@ VERSION_KEY: Final = "__version"
 """OneTrainer writes it into every section; it says nothing about ours."""
 
 LATER: Final[Mapping[str, tuple[Choice, ...]]] = {
-    "milestone_backups": (MilestoneBackups.ALL,),
     "resume_weights": (ResumeWeights.BEST, ResumeWeights.POST_HOC),
 }
 """Values that a later version will accept."""
 
 DEFAULT_ONLY: Final = (
-    "milestone_keep",
     "resume_sigma_rel",
     "ema_half_life",
     "post_hoc_sigma_rels",
@@ -107,8 +105,7 @@ class EmaSelectSettings(BaseModel):
         default=MilestoneBackups.NAMED,
         title="Milestone Backups",
         description="Which milestones also leave a backup that you can resume from and that OneTrainer's "
-        "rolling deletion does not reach: NAMED those that come once, ALL every one, OFF none. The backups "
-        "themselves come with a later version, so nothing is kept yet.",
+        "rolling deletion does not reach: NAMED those that come once, ALL every one, OFF none.",
     )
     milestone_keep: int = Field(
         default=0,
@@ -116,6 +113,7 @@ class EmaSelectSettings(BaseModel):
         title="Milestone Backups To Keep",
         description="How many backups of milestones that come again and again are kept, the newest ones; 0 "
         "keeps them all.",
+        examples=[3],
     )
     resume_weights: ResumeWeights = Field(
         default=ResumeWeights.NON_EMA,
@@ -213,6 +211,16 @@ class EmaSelectSettings(BaseModel):
         if value in LATER.get(key, ()) or (key in DEFAULT_ONLY and value != cls.model_fields[key].default):
             raise PydanticCustomError(NOT_YET, "not in this version yet")
         return value
+
+    def pinned_milestones(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return those of milestones that leave a backup, by ``milestone_backups``."""
+        match self.milestone_backups:
+            case MilestoneBackups.ALL:
+                return tuple(names)
+            case MilestoneBackups.NAMED:
+                return tuple(name for name in names if not schedule.is_repeating(name))
+            case MilestoneBackups.OFF:
+                return ()
 
     def sets_written(self, *, has_ema: bool, milestone: bool) -> tuple[WeightSet, ...]:
         """Return the sets that a save writes, the one with OneTrainer's own name first.

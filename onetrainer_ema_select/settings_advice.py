@@ -98,7 +98,7 @@ def kind(field: FieldInfo) -> str:
     """Say what a key accepts when its values cannot be listed."""
     if field.examples and "," in str(field.examples[0]):
         return "10 epochs, 4000 steps, 25%, every 5 epochs, every 500 steps and the like, separated by commas"
-    return "a text"
+    return "a whole number, 0 or more" if isinstance(field.default, int) else "a text"
 
 
 def example(field: FieldInfo) -> str:

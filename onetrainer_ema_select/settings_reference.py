@@ -17,7 +17,7 @@ from onetrainer_ema_select.settings import (
     allowed_values,
     parse_settings,
 )
-from onetrainer_ema_select.settings_advice import as_typed, example, option
+from onetrainer_ema_select.settings_advice import as_typed, example, kind, option
 
 SHOWN_IN_EXAMPLE: Final[dict[str, bool | str]] = {"enabled": True, "milestones": "10 epochs, every 500 steps"}
 
@@ -86,7 +86,9 @@ def allowed(key: str) -> str:
         return "not in this version yet"
     values = allowed_values(key)
     if values is None:
-        return f"text, for example `{example(EmaSelectSettings.model_fields[key])}`"
+        field = EmaSelectSettings.model_fields[key]
+        what = kind(field) if isinstance(field.default, int) else "text"
+        return f"{what}, for example `{example(field)}`"
     if key in LATER:
         later = ", ".join(code(str(choice)) for choice in LATER[key])
         return f"{', '.join(map(code, values))} (not in this version yet: {later})"

@@ -130,6 +130,23 @@ def clear_leftovers(workspace: Path, *destinations: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Have a file in a second place: the same file where the file system can, else a copy.
+
+    For files that nobody writes into: through either name the other would change as well.
+
+    Raises:
+        OSError: If the file system refuses both.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        shutil.copyfile(source, target)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file in one step.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onetrainer_ema_select.errors import EmaSelectError, ManifestError
 from onetrainer_ema_select.integrity import BACKUP_NAME, EMA_FILE, backup_problem, read_progress
-from onetrainer_ema_select.manifest import FOLDER, LegRecord, read_manifest
+from onetrainer_ema_select.manifest import FOLDER, LegRecord, Manifest, read_manifest
 from onetrainer_ema_select.naming import (
     MODEL_ENDINGS,
     companions,
@@ -207,6 +207,27 @@ def view_backup(folder: Path, *, pinned: bool = False) -> BackupView:
         reason = reason or str(error)
     step, epoch = progress.get("global_step"), progress.get("epoch")
     return BackupView(folder.name, folder, not problem, reason, step, epoch, sets, size, leg, parked)
+
+
+def pinned_backups(workspace: Path) -> tuple[tuple[Path, Manifest], ...]:
+    """The backups that milestones have left, whole or not, with their manifests; newest names first."""
+    found = []
+    for folder in folders_in(workspace / MILESTONE_FOLDER):
+        try:
+            manifest = read_manifest(folder)
+        except ManifestError:
+            continue
+        if manifest is not None and manifest.milestones:
+            found.append((folder, manifest))
+    return tuple(found)
+
+
+def is_pinned(workspace: Path, milestone: str, *, step: int, run: str) -> bool:
+    """Whether the backup of a run's milestone is there and whole."""
+    return any(
+        (manifest.run, manifest.step) == (run, step) and milestone in manifest.milestones and not backup_problem(folder)
+        for folder, manifest in pinned_backups(workspace)
+    )
 
 
 def leg_text(leg: LegRecord) -> str:

@@ -93,18 +93,6 @@ WRONG: list[tuple[str, object, str]] = [
         '"12" has no unit (epochs, steps or %)' + MILESTONES_TAIL,
     ),
     (
-        "milestone_backups",
-        "ALL",
-        'ema_select.milestone_backups: found "ALL", which is not in this version yet; allowed: NAMED, OFF; '
-        "type for example --config-value ema_select.milestone_backups=NAMED",
-    ),
-    (
-        "milestone_keep",
-        3,
-        "ema_select.milestone_keep: found 3, which is not in this version yet; allowed: only 0; "
-        "type --config-value ema_select.milestone_keep=0",
-    ),
-    (
         "resume_weights",
         "BEST",
         'ema_select.resume_weights: found "BEST", which is not in this version yet; allowed: NON_EMA, EMA; '
@@ -234,23 +222,26 @@ WRONG: list[tuple[str, object, str]] = [
     (
         "milestone_backups",
         "NONE",
-        'ema_select.milestone_backups: found "NONE"; allowed: NAMED, OFF; '
+        'ema_select.milestone_backups: found "NONE"; allowed: NAMED, ALL, OFF; '
         "type for example --config-value ema_select.milestone_backups=NAMED",
     ),
     (
         "milestone_keep",
         -1,
-        "ema_select.milestone_keep: found -1; allowed: only 0; type --config-value ema_select.milestone_keep=0",
+        "ema_select.milestone_keep: found -1; allowed: a whole number, 0 or more; "
+        "type for example --config-value ema_select.milestone_keep=3",
     ),
     (
         "milestone_keep",
         "all",
-        'ema_select.milestone_keep: found "all"; allowed: only 0; type --config-value ema_select.milestone_keep=0',
+        'ema_select.milestone_keep: found "all"; allowed: a whole number, 0 or more; '
+        "type for example --config-value ema_select.milestone_keep=3",
     ),
     (
         "milestone_keep",
         False,
-        "ema_select.milestone_keep: found false; allowed: only 0; type --config-value ema_select.milestone_keep=0",
+        "ema_select.milestone_keep: found false; allowed: a whole number, 0 or more; "
+        "type for example --config-value ema_select.milestone_keep=3",
     ),
     (
         "resume_weights",
@@ -370,6 +361,8 @@ def test_what_the_host_writes_can_be_read_back() -> None:
         *(("enabled", value, True) for value in (True, 1, "true", "True", "TRUE", "1", "yes", "Yes", "on")),
         *(("enabled", value, False) for value in (False, 0, "false", "False", "0", "no", "NO", "off")),
         *(("milestone_keep", value, 0) for value in (0, "0", 0.0)),
+        ("milestone_keep", "3", 3),
+        ("milestone_backups", "ALL", MilestoneBackups.ALL),
         ("save_sets", "BOTH_AT_MILESTONES", SaveSets.BOTH_AT_MILESTONES),
         ("save_sets", SaveSets.EMA, SaveSets.EMA),
         ("primary_set", "NON_EMA", WeightSet.NON_EMA),

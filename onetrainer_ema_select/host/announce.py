@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from onetrainer_ema_select.host.session import Session
+from onetrainer_ema_select.schedule import parse_milestones
 from onetrainer_ema_select.settings import EmaDtype, SaveSets, WeightSet
 
 _GB = 1e9
@@ -20,6 +21,10 @@ def announce(session: Session) -> None:
     for line in lines:
         if line:
             session.reporter.say(line)
+    dtype = session.config.output_dtype.torch_dtype()
+    count = len(session.sets_written(milestone=True))
+    session.space.before("save", session.workspace / "save" / "x", count=count, dtype=dtype)
+    session.space.before("backup", session.workspace / "backup" / "x", count=1, dtype=None)
     session.reporter.status(f"ema_select: {session.plan.sentence}")
 
 
@@ -46,9 +51,9 @@ def disk_sentence(session: Session) -> str:
     sets = session.settings.save_sets
     dtype: torch.dtype | None = session.config.output_dtype.torch_dtype()
     size = sum(p.numel() * (dtype.itemsize if dtype is not None else p.element_size()) for p in _parameters(session))
-    milestones = session.settings.milestones or "none"
+    milestones = milestone_sentence(session)
     if session.ema is None:
-        return f"Every save writes the non-EMA set, at least {gigabytes(size)}. Milestones: {milestones}."
+        return f"Every save writes the non-EMA set, at least {gigabytes(size)}. {milestones}"
     primary = session.settings.primary_set
     other = WeightSet.EMA if primary is WeightSet.NON_EMA else WeightSet.NON_EMA
     match sets:
@@ -64,7 +69,19 @@ def disk_sentence(session: Session) -> str:
             )
         case _:
             text = f"Every save writes the {_label(WeightSet[str(sets)])} set alone, at least {gigabytes(size)}"
-    return f"{text}. Milestones: {milestones}."
+    return f"{text}. {milestones}"
+
+
+def milestone_sentence(session: Session) -> str:
+    """Which milestones there are, and what the backups take that they leave."""
+    settings = session.settings
+    names = [milestone.name for milestone in parse_milestones(settings.milestones)]
+    pinned = settings.pinned_milestones(names)
+    text = f"Milestones: {settings.milestones or 'none'}"
+    if pinned:
+        which = "each" if len(pinned) == len(names) else f"each of {', '.join(pinned)}"
+        text += f"; {which} also leaves a backup, about {gigabytes(session.space.estimate('backup', None))}"
+    return f"{text}."
 
 
 def gigabytes(size: int) -> str:

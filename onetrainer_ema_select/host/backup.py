@@ -28,11 +28,12 @@ def write_backup(session: Session, request: SaveRequest, destination: Path) -> N
         Exception: What OneTrainer's saver or the file system raised; OneTrainer catches it, shows it and
             goes on training. Nothing is left in ``workspace/backup`` then.
     """
+    session.space.before("backup", destination, count=1, dtype=None)
     try:
         staging = store.Staging(destination, workspace=session.workspace)
         try:
             request.write(staging.path)
-            _describe(session, request.model, staging.path)
+            describe(session, request.model, staging.path)
             staging.publish()
         finally:
             staging.discard()
@@ -45,16 +46,17 @@ def write_backup(session: Session, request: SaveRequest, destination: Path) -> N
         session.lost_backup = f"the backup {destination.name} ({error})"
         raise
     session.last_backup, session.lost_backup = destination, ""
+    session.space.after("backup", destination)
 
 
-def _describe(session: Session, model: Any, folder: Path) -> None:
+def describe(session: Session, model: Any, folder: Path, *, milestones: tuple[str, ...] = ()) -> None:
     """Add what the plugin knows. A backup without it is still a backup, so a failure is only reported."""
     try:
         own = folder / FOLDER
-        own.mkdir()
+        own.mkdir(exist_ok=True)
         config = json.dumps(session.config.to_settings_dict(secrets=False), indent=1)
         (own / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
-        write_manifest(backup_manifest(session, model), own)
+        write_manifest(backup_manifest(session, model, milestones=milestones), own)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - a mistake of ours must not cost a backup
@@ -65,8 +67,8 @@ def _describe(session: Session, model: Any, folder: Path) -> None:
         )
 
 
-def backup_manifest(session: Session, model: Any) -> Manifest:
-    """The manifest of a backup made now."""
+def backup_manifest(session: Session, model: Any, *, milestones: tuple[str, ...] = ()) -> Manifest:
+    """The manifest of a backup made now, with the milestones that it is pinned for."""
     progress = model.train_progress
     ema = None
     if session.ema is not None:
@@ -97,5 +99,6 @@ def backup_manifest(session: Session, model: Any) -> Manifest:
         ema=ema,
         leg=session.plan.leg,
         parked=tuple(session.parked),
-        pending_milestones=session.milestones.pending,
+        pending_milestones=() if milestones else session.milestones.pending,
+        milestones=milestones,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ class SaveRequest:
     dtype: torch.dtype | None
     more: tuple[Any, ...] = ()
     more_named: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_backup(self) -> SaveRequest:
+        """The same moment as a backup, as OneTrainer itself asks for one."""
+        internal = type(self.model_format)["INTERNAL"]
+        return replace(self, model_format=internal, dtype=None)
 
     def write(self, destination: Path) -> None:
         """Have OneTrainer write it somewhere.

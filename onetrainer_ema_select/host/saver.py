@@ -15,6 +15,7 @@ from onetrainer_ema_select import __version__, store
 from onetrainer_ema_select.host.backup import write_backup
 from onetrainer_ema_select.host.ledger import SaveRecord
 from onetrainer_ema_select.host.metadata import Marked, mark_files
+from onetrainer_ema_select.host.pinned import pin
 from onetrainer_ema_select.host.request import SaveRequest
 from onetrainer_ema_select.host.session import Session, session_of
 from onetrainer_ema_select.manifest import FOLDER
@@ -113,6 +114,7 @@ class SetWriter:
         self._milestones = self._session.milestones.pending
         paths = self._paths(destination, self._session.sets_written(milestone=bool(self._milestones)))
         self._write_sets(paths, after="Training goes on, and the next due save tries again.")
+        pin(self._session, self._request, self._session.settings.pinned_milestones(self._milestones))
         primary = next(iter(paths))
         if primary in self._errors:
             raise self._errors[primary]
@@ -134,6 +136,8 @@ class SetWriter:
             after: What is said to happen after a failure.
         """
         self._waiting = set(paths)
+        for path in list(paths.values())[:1]:
+            self._session.space.before("save", path, count=len(paths), dtype=self._request.dtype)
         for position, (weight_set, path) in enumerate(paths.items()):
             if position > 0:
                 # OneTrainer's savers leave whole copies of the model in cycles, which nothing else frees in time.
@@ -210,6 +214,7 @@ class SetWriter:
                 f"{replaced.actual.name}. Close what holds the old one open, and rename it."
             )
             path = replaced.actual if replaced.wanted == path else path
+        session.space.after("save", path)
         try:
             session.ledger.add(record.model_copy(update={"path": path}))
         except OSError as error:

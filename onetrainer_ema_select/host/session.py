@@ -19,8 +19,9 @@ from onetrainer_ema_select.host.ledger import Ledger
 from onetrainer_ema_select.host.milestones import MilestoneWatch
 from onetrainer_ema_select.host.parameters import name_parameters
 from onetrainer_ema_select.host.report import Reporter
+from onetrainer_ema_select.host.space import SpaceWatch
 from onetrainer_ema_select.integrity import EMA_FILE, backup_problem, read_progress
-from onetrainer_ema_select.manifest import ParkedRecord, read_manifest
+from onetrainer_ema_select.manifest import Manifest, ParkedRecord, read_manifest
 from onetrainer_ema_select.publisher import Publisher
 from onetrainer_ema_select.resume import BackupContents, EmaSource, ResumePlan, continues_leg, plan_resume
 from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet
@@ -30,7 +31,9 @@ from onetrainer_ema_select.workspace import (
     MILESTONE_FOLDER,
     PARKED_FOLDER,
     folders_in,
+    is_pinned,
     newest_complete_backup,
+    pinned_backups,
 )
 
 # By section object, not by configuration: OneTrainer copies configurations freely, and a copy must not find
@@ -64,6 +67,7 @@ class Session:
         ending: Whether OneTrainer's ``end`` is running, so that a save is the final output.
         undo: What a save has done to the model; undone by :meth:`settle` if an interrupt cut that short.
         publisher: Brings what is written to its place.
+        space: Says so when something will not fit on its disk.
         lost: What was asked for and is not on the disk at the end.
         final_done: Sets whose final output an earlier start of this run has written already.
         last_backup: The newest backup that this run has written.
@@ -94,18 +98,14 @@ class Session:
         self.ledger = Ledger(self.workspace)
         self.milestones = MilestoneWatch(settings.milestones)
         if contents is not None and manifest is not None:
-            self.milestones.pending = self.ledger.still_pending(
-                manifest.pending_milestones,
-                step=contents.step,
-                run=self.run,
-                sets=settings.sets_written(has_ema=self.ema_on, milestone=True),
-            )
+            self.milestones.pending = self._owed_milestones(manifest)
         self.names: tuple[str, ...] = ()
         self.sites: tuple[Site, ...] = ()
         self.model: Any = None
         self.ema: HostEma | None = None
         self.undo: list[Restorable] = []
         self.publisher = Publisher()
+        self.space = SpaceWatch(self)
         self.initial: MutableMapping[str, Tensor] | None = None
         self.match_notes: tuple[str, ...] = ()
         self.parked_updates = 0
@@ -124,6 +124,23 @@ class Session:
         """Forget the run. The next one with the same configuration begins from nothing."""
         _sessions.pop(getattr(self.config, SECTION), None)
 
+    def _owed_milestones(self, manifest: Manifest) -> tuple[str, ...]:
+        """Those that were due when the backup was made, and whose models or backup were not written after it."""
+        due = manifest.pending_milestones
+        saves = self.ledger.still_pending(
+            due,
+            step=manifest.step,
+            run=self.run,
+            sets=self.settings.sets_written(has_ema=self.ema_on, milestone=True),
+        )
+        backups = self.settings.pinned_milestones(due)
+        return tuple(
+            name
+            for name in due
+            if name in saves
+            or (name in backups and not is_pinned(self.workspace, name, step=manifest.step, run=self.run))
+        )
+
     # -- choosing ----------------------------------------------------------------------------------------
 
     def _choose_backup(self) -> BackupContents | None:
@@ -140,6 +157,9 @@ class Session:
         places = [self.workspace / BACKUP_FOLDER, self.workspace / MILESTONE_FOLDER]
         candidates = [place / name for place in places] + [Path(name)]
         found = next((path for path in candidates if path.is_dir()), None)
+        if found is None:
+            named = [folder for folder, manifest in pinned_backups(self.workspace) if name in manifest.milestones]
+            found = named[0] if named else None
         if found is None:
             available = [folder.name for place in places for folder in folders_in(place)]
             listed = ", ".join(available) if available else "none"

@@ -209,5 +209,5 @@ def test_the_ema_is_loaded_into_weights_too_that_are_not_trained_any_more(bench:
     written = load_file(file)
     compared = [name for name in names if name.removeprefix("text_encoder.") in written]
     assert compared
-    for name in compared:
-        assert difference([written[name.removeprefix("text_encoder.")]], [average[name]]) == 0.0
+    found = {name: written[name.removeprefix("text_encoder.")] for name in compared}
+    assert difference(found, {name: average[name] for name in compared}) == 0.0

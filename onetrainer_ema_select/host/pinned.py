@@ -1,0 +1,119 @@
+"""Backups that milestones leave: out of reach of rolling deletion and of "continue last backup"."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from onetrainer_ema_select import store
+from onetrainer_ema_select.host.backup import describe
+from onetrainer_ema_select.host.request import SaveRequest
+from onetrainer_ema_select.host.session import Session
+from onetrainer_ema_select.integrity import backup_problem
+from onetrainer_ema_select.manifest import FOLDER, read_manifest
+from onetrainer_ema_select.schedule import is_repeating
+from onetrainer_ema_select.workspace import MILESTONE_FOLDER, pinned_backups
+
+# What OneTrainer and torch write once and never into again; text is small, and edited by hand.
+_TENSOR_FILES = frozenset({".safetensors", ".pt", ".bin"})
+_MAX_NAME = 80
+
+
+def pin(session: Session, request: SaveRequest, milestones: tuple[str, ...]) -> None:
+    """Leave a resumable backup of this moment, and delete the oldest of repeating ones beyond ``milestone_keep``.
+
+    A rolling backup of the same step is linked where the file system can, so that it costs no space of its own
+    as long as both are there; else OneTrainer's own saver writes another one.
+
+    Args:
+        session: The run.
+        request: The save that OneTrainer asked for at this milestone.
+        milestones: The milestones that leave a backup; nothing is done where there are none.
+    """
+    if not milestones:
+        return
+    model = request.model
+    place = session.workspace / MILESTONE_FOLDER / pinned_name(model.train_progress, milestones)
+    try:
+        session.reporter.say(f"Pinning a backup of the milestone {', '.join(milestones)}: {place}")
+        staging = store.Staging(place, workspace=session.workspace)
+        try:
+            same = _rolling_backup_of(session, model.train_progress.global_step)
+            if same is not None:
+                _copy_backup(same, staging.path)
+            else:
+                session.space.before("backup", place, count=1, dtype=None)
+                request.as_backup().write(staging.path)
+                _add_config(session, staging.path)
+            describe(session, model, staging.path, milestones=milestones)
+            staging.publish()
+        finally:
+            staging.discard()
+    except Exception as error:  # noqa: BLE001 - nothing of ours may end a run
+        session.reporter.problem(
+            f"The backup of the milestone {', '.join(milestones)} could not be written to {place}. Check the disk "
+            "space and the folder.",
+            error,
+        )
+        session.lost.append(f"the backup of the milestone {', '.join(milestones)} ({error})")
+        return
+    _drop_oldest(session)
+
+
+def pinned_name(progress: Any, milestones: tuple[str, ...]) -> str:
+    """A folder's name: the time, OneTrainer's progress and the milestones."""
+    time = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    slug = re.sub(r"[^0-9A-Za-z.]+", "-", "_".join(milestones).replace("%", " percent")).strip("-.")
+    return f"{time}-backup-{progress.filename_string()}-{slug[:_MAX_NAME].rstrip('-.')}"
+
+
+def _rolling_backup_of(session: Session, step: int) -> Path | None:
+    backup = session.last_backup
+    if backup is None or backup_problem(backup):
+        return None
+    manifest = read_manifest(backup)
+    return backup if manifest is not None and (manifest.run, manifest.step) == (session.run, step) else None
+
+
+def _copy_backup(source: Path, target: Path) -> None:
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+        elif path.suffix in _TENSOR_FILES:
+            store.link_or_copy(path, place)
+        elif FOLDER not in path.relative_to(source).parts:  # its manifest is another one
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+
+
+def _add_config(session: Session, folder: Path) -> None:
+    """What OneTrainer adds to its own backups after its saver has returned."""
+    target = folder / "onetrainer_config"
+    target.mkdir(exist_ok=True)
+    settings = json.dumps(session.config.to_settings_dict(secrets=False), indent=4)
+    (target / "args.json").write_text(settings, encoding="utf-8")
+    for key, name in (("concept_file_name", "concepts.json"), ("sample_definition_file_name", "samples.json")):
+        file = Path(getattr(session.config, key, "") or "")
+        if file.is_file():
+            shutil.copyfile(file, target / name)
+
+
+def _drop_oldest(session: Session) -> None:
+    keep = session.settings.milestone_keep
+    if keep == 0:
+        return
+    repeating = [
+        (manifest.step, folder)
+        for folder, manifest in pinned_backups(session.workspace)
+        if manifest.run == session.run and all(is_repeating(name) for name in manifest.milestones)
+    ]
+    for _, folder in sorted(repeating, reverse=True)[keep:]:
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            session.reporter.problem(f"The old milestone backup {folder} could not be deleted.", error)
