@@ -156,7 +156,11 @@ def read_manifest(folder: Path) -> Manifest | None:
                 f"{path} is larger than {_MAX_BYTES} bytes, so it is not a manifest of this plugin. {advice}",
                 path=str(path),
             )
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text)
+        if "\\ud" in text.lower():
+            # Half a character, which could be read here but never written into the manifests that come after.
+            json.dumps(raw, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(f"{path} cannot be read: {error}. {advice}", path=str(path)) from error
     version = raw.get("version") if isinstance(raw, dict) else None

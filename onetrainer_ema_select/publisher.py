@@ -23,11 +23,19 @@ class Publisher:
         self._pool: ThreadPoolExecutor | None = None
         self._begun: list[tuple[Future[None], Done]] = []
 
-    def submit(self, staging: Staging, *, placed: Placed, done: Done) -> None:
+    def submit(
+        self,
+        staging: Staging,
+        *,
+        placed: Placed,
+        done: Done,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
         """Publish a staging that is written, and discard it.
 
         Args:
             staging: The staging; not to be touched by the caller any more.
+            prepare: Called on the publisher's thread before it is published, after all that came before it.
             placed: Called on the publisher's thread as soon as it is published, with what lies beside its place
                 (see :meth:`Staging.publish`), so that a note of it is there even if the process dies next.
             done: Called by :meth:`collect` on the caller's thread, with the error of the two or None.
@@ -35,11 +43,11 @@ class Publisher:
         try:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ema_select")
-            future = self._pool.submit(_publish, staging, placed)
+            future = self._pool.submit(_publish, staging, placed, prepare)
         except RuntimeError:  # no thread to be had: the process is short of them, or about to end
             future = Future()
             try:
-                _publish(staging, placed)
+                _publish(staging, placed, prepare)
                 future.set_result(None)
             except Exception as error:  # noqa: BLE001 - told to the caller as from the thread
                 future.set_exception(error)
@@ -62,8 +70,10 @@ class Publisher:
             done(error)
 
 
-def _publish(staging: Staging, placed: Placed) -> None:
+def _publish(staging: Staging, placed: Placed, prepare: Callable[[], object] | None) -> None:
     try:
+        if prepare is not None:
+            prepare()
         placed(staging.publish())
     finally:
         staging.discard()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import hashlib
 import itertools
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -28,6 +30,13 @@ _LAST_NAMES = frozenset({FOLDER, "manifest.json", "ema_select.json", "meta.json"
 
 # A virus scanner or a picture viewer lets go of a file soon; a program that shows the model does not.
 _RETRY_SECONDS = (0.1, 0.4, 1.5)
+
+
+#: What OneTrainer, diffusers and torch write as a whole; text is small, and edited by hand.
+TENSOR_SUFFIXES = frozenset({".safetensors", ".pt", ".bin"})
+
+# Linux's request to share a file's blocks until one of the two is written into (linux/fs.h).
+_FICLONE = 0x40049409
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,41 @@ class Staging:
     def path(self) -> Path:
         """Where to write instead of the destination: same base name, private folder."""
         return self.folder / self.destination.name
+
+    def share(self, twin: Path, *, rewritten: bool) -> int:
+        """Have tensor files that are equal to a twin's take no space of their own, where the file system can.
+
+        Args:
+            twin: A folder of the same structure that is at its place already.
+            rewritten: Whether something may write into the files of either later on. Then only copies on write
+                are made (btrfs, XFS); hard links would carry the change over to the other.
+
+        Returns:
+            Bytes that are not taken twice any more.
+
+        Raises:
+            OSError: If a file cannot be read.
+        """
+        saved = 0
+        for file in sorted(self.path.rglob("*")):
+            other = twin / file.relative_to(self.path)
+            if file.suffix not in TENSOR_SUFFIXES or not file.is_file() or not other.is_file():
+                continue
+            size = file.stat().st_size
+            if size != other.stat().st_size or not filecmp.cmp(file, other, shallow=False):
+                continue
+            clone = file.with_name(f".{file.name}.shared")
+            try:
+                if rewritten:
+                    _clone(other, clone)
+                else:
+                    os.link(other, clone)
+                clone.replace(file)
+            except OSError:
+                clone.unlink(missing_ok=True)
+                return saved  # this file system cannot: what was written stays
+            saved += size
+        return saved
 
     def publish(self) -> tuple[Replaced, ...]:
         """Flush every file once, then move all children out.
@@ -147,13 +191,33 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def write_json(path: Path, content: Any) -> None:
+def _clone(source: Path, target: Path) -> None:
+    """Make a copy on write.
+
+    Raises:
+        OSError: If the file system has none.
+    """
+    if sys.platform == "win32":
+        raise OSError(errno.ENOTSUP, "No copies on write here", str(target))
+    import fcntl
+
+    with source.open("rb") as original, target.open("wb") as copied:
+        fcntl.ioctl(copied.fileno(), _FICLONE, original.fileno())
+
+
+def write_json(path: Path, content: Any, *, parents: bool = True) -> None:
     """Replace a JSON file in one step.
+
+    Args:
+        path: The file.
+        content: What `json` can write.
+        parents: Whether to make the folder it lies in, where that is missing.
 
     Raises:
         OSError: If the file system refuses; the old file is then still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
         with temporary.open("w", encoding="utf-8") as file:

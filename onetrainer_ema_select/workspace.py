@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from onetrainer_ema_select.store import read_metadata
 BACKUP_FOLDER = "backup"
 SAVE_FOLDER = "save"
 MILESTONE_FOLDER = Path(FOLDER, "milestones", "backup")
+#: Where the final output goes if its own place fails.
+OUTPUT_FOLDER = Path(FOLDER, "output")
 PARKED_FOLDER = Path(FOLDER, "parked")
 
 #: Where a model is a folder, its metadata lies in this file.
@@ -51,6 +54,7 @@ class BackupView:
         size_bytes: Everything in it.
         leg: What its leg of the run began with; empty for a backup made without the plugin.
         parked: Averages set aside before it, each with the step it stopped at.
+        milestone: The milestones that it was pinned for; empty for others.
     """
 
     name: str
@@ -63,6 +67,7 @@ class BackupView:
     size_bytes: int
     leg: str
     parked: tuple[str, ...]
+    milestone: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ class SaveView:
         step: Steps done, None where neither the file nor its name says.
         epoch: Epochs finished, likewise.
         milestone: The milestone that it was saved for.
-        partner: The other set of the same moment.
+        partner: The other set of the same run and step.
+        missing: The set that was to be written with it and is not there, ``ema`` or ``non-ema``; else empty.
         size_bytes: With what belongs beside it.
     """
 
@@ -85,6 +91,7 @@ class SaveView:
     epoch: int | None
     milestone: str | None
     partner: Path | None
+    missing: str
     size_bytes: int
 
 
@@ -162,7 +169,11 @@ def scan_workspace(path: Path) -> WorkspaceView:
         )
     backups = folders_in(path / BACKUP_FOLDER)
     ours, skipped = newest_complete_backup(path)
-    saves = sorted((path / SAVE_FOLDER).iterdir(), key=beside_partner) if (path / SAVE_FOLDER).is_dir() else []
+    saves = [
+        save
+        for folder in (path / SAVE_FOLDER, path / OUTPUT_FOLDER)
+        for save in (sorted(folder.iterdir(), key=beside_partner) if folder.is_dir() else ())
+    ]
     return WorkspaceView(
         backups=tuple(view_backup(folder) for folder in backups),
         milestones=tuple(view_backup(folder, pinned=True) for folder in folders_in(path / MILESTONE_FOLDER)),
@@ -197,16 +208,18 @@ def view_backup(folder: Path, *, pinned: bool = False) -> BackupView:
         sets = ("non-ema", "ema") if (folder / EMA_FILE).is_file() else ("non-ema",)
     leg = ""
     parked: tuple[str, ...] = ()
+    milestone = ""
     try:
         if manifest := read_manifest(folder):
             sets = tuple(set_suffix(WeightSet(name)) for name in manifest.sets)
             leg = leg_text(manifest.leg)
+            milestone = ", ".join(manifest.milestones)
             parked = tuple(f"{record.name} (stopped at step {record.step})" for record in manifest.parked)
     except ManifestError as error:
         # OneTrainer can still resume from it, the plugin says this sentence and stops
         reason = reason or str(error)
     step, epoch = progress.get("global_step"), progress.get("epoch")
-    return BackupView(folder.name, folder, not problem, reason, step, epoch, sets, size, leg, parked)
+    return BackupView(folder.name, folder, not problem, reason, step, epoch, sets, size, leg, parked, milestone)
 
 
 def pinned_backups(workspace: Path) -> tuple[tuple[Path, Manifest], ...]:
@@ -260,22 +273,39 @@ def view_save(path: Path) -> SaveView:
     named = SAVE_PROGRESS.search(split(plain)[0])
     step, epoch = (int(named[1]), int(named[2])) if named else (None, None)
     beside = [path.with_name(name) for name in companions(path.name)]
+    own = metadata.get("set", "")
+    partner = partner_of(path, metadata)
+    missing = (
+        "" if partner else next((name for name in metadata.get("sets", "").split(", ") if name not in ("", own)), "")
+    )
     return SaveView(
         path=path,
-        set=metadata.get("set", "").lower().replace("_", "-"),
+        set=_shown(own),
         step=int(metadata["step"]) if metadata.get("step", "").isdigit() else step,
         epoch=int(metadata["epoch"]) if metadata.get("epoch", "").isdigit() else epoch,
         milestone=metadata.get("milestone") or None,
-        partner=partner_of(path),
+        partner=partner,
+        missing=_shown(missing),
         size_bytes=size_of(path) + sum(size_of(other) for other in beside if other.exists()),
     )
 
 
-def partner_of(path: Path) -> Path | None:
-    """The other set of the same moment, by its name."""
+def partner_of(path: Path, metadata: Mapping[str, str]) -> Path | None:
+    """The other set of the same moment: by its name, and by the run and step that both say."""
     plain, weight_set = is_paired_name(path.name)
     names = [plain] if weight_set else [paired_name(path.name, set_suffix(other)) for other in WeightSet]
-    return next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
+    for other in map(path.with_name, names):
+        if not other.exists():
+            continue
+        theirs = save_metadata(other)
+        alike = all(metadata.get(key) == theirs.get(key) for key in ("run", "step"))
+        if alike and (not metadata or metadata.get("set") != theirs.get("set")):
+            return other
+    return None
+
+
+def _shown(weight_set: str) -> str:
+    return weight_set.lower().replace("_", "-")
 
 
 def save_metadata(path: Path) -> dict[str, str]:

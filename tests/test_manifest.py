@@ -121,7 +121,8 @@ def test_what_is_written_is_read_back(tmp_path):
     path = write_manifest(manifest, tmp_path / "new" / "ema_select")
     assert path == tmp_path / "new" / "ema_select" / "manifest.json"
     assert read_manifest(tmp_path / "new") == manifest
-    assert json.loads(path.read_text(encoding="utf-8")) == valid()
+    # A key that came later has its default in files that are older.
+    assert json.loads(path.read_text(encoding="utf-8")) == valid() | {"milestones": []}
 
 
 def test_the_least_manifest_is_read_back(tmp_path):

@@ -524,3 +524,71 @@ def test_a_full_disk_is_not_taken_for_a_held_file(tmp_path, mocker):
     fill(staging.folder, {"x.safetensors": "new"})
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         staging.publish()
+
+
+# -- parts that are equal in both sets --------------------------------------------------------------------------
+
+
+def folder_pair(tmp_path: Path) -> tuple[Path, Staging]:
+    twin = tmp_path / "save" / "x"
+    fill(twin, {"vae/w.safetensors": "same", "unet/w.safetensors": "ema", "vae/config.json": "{}", "only.pt": "1"})
+    staging = Staging(tmp_path / "save" / "x-non-ema", workspace=tmp_path)
+    fill(
+        staging.path,
+        {"vae/w.safetensors": "same", "unet/w.safetensors": "own", "vae/config.json": "{}", "te/w.bin": "same"},
+    )
+    return twin, staging
+
+
+def same_file(first: Path, second: Path) -> bool:
+    return first.samefile(second)
+
+
+def test_equal_tensor_files_are_one_file(tmp_path):
+    twin, staging = folder_pair(tmp_path)
+    before = tree(staging.path)
+    assert staging.share(twin, rewritten=False) == len("same")
+    assert tree(staging.path) == before
+    staging.publish()
+    other = tmp_path / "save" / "x-non-ema"
+    assert tree(other) == before
+    assert same_file(twin / "vae/w.safetensors", other / "vae/w.safetensors")
+    assert not same_file(twin / "vae/config.json", other / "vae/config.json")  # text is edited by hand
+    # One of the two can be replaced or deleted without the other.
+    write_json(other / "vae" / "w.safetensors", "new")
+    assert (twin / "vae/w.safetensors").read_text(encoding="utf-8") == "same"
+
+
+def test_what_may_be_written_into_again_is_never_linked(tmp_path):
+    twin, staging = folder_pair(tmp_path)
+    staging.share(twin, rewritten=True)
+    staging.publish()
+    place = tmp_path / "save" / "x-non-ema" / "vae/w.safetensors"
+    assert not same_file(twin / "vae/w.safetensors", place)
+    place.write_text("else", encoding="utf-8")
+    assert (twin / "vae/w.safetensors").read_text(encoding="utf-8") == "same"
+
+
+def test_where_the_file_system_has_no_links_copies_stay(tmp_path, mocker):
+    twin, staging = folder_pair(tmp_path)
+    before = tree(staging.path)
+    mocker.patch.object(os, "link", side_effect=OSError(errno.EPERM, "Operation not permitted"))
+    assert staging.share(twin, rewritten=False) == 0
+    assert tree(staging.path) == before
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_in_a_second_place(tmp_path, mocker, links):
+    fill(tmp_path, {"a/w.pt": "weights"})
+    if not links:
+        mocker.patch.object(os, "link", side_effect=OSError(errno.EPERM, "Operation not permitted"))
+    store.link_or_copy(tmp_path / "a" / "w.pt", tmp_path / "b" / "c" / "w.pt")
+    assert tree(tmp_path) == {"a/w.pt": "weights", "b/c/w.pt": "weights"}
+    assert same_file(tmp_path / "a/w.pt", tmp_path / "b/c/w.pt") == links
+
+
+def test_a_full_disk_is_not_tried_twice(tmp_path, mocker):
+    fill(tmp_path, {"a/w.pt": "weights"})
+    mocker.patch.object(os, "link", side_effect=OSError(errno.ENOSPC, "full"))
+    with pytest.raises(OSError, match="full"):
+        store.link_or_copy(tmp_path / "a" / "w.pt", tmp_path / "b" / "w.pt")

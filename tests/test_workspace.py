@@ -164,6 +164,28 @@ def test_saves_in_pairs(tmp_path: Path) -> None:
     assert (second.path, second.set, second.milestone, second.partner) == (other, "non-ema", None, ema)
 
 
+@pytest.mark.parametrize("change", [{"step": "8"}, {"run": "another"}, {"set": "EMA"}])
+def test_two_sets_of_different_moments_are_no_pair(tmp_path: Path, change: dict[str, str]) -> None:
+    marks = {"run": "a", "step": "4", "sets": "EMA, NON_EMA"}
+    add_save(tmp_path / "save" / "x.safetensors", **{**marks, "set": "EMA"})
+    add_save(tmp_path / "save" / "x-non-ema.safetensors", **{**marks, "set": "NON_EMA", **change})
+    first, second = scan_workspace(tmp_path).saves
+    assert (first.partner, second.partner) == (None, None)
+    assert first.missing == "non-ema"
+
+
+def test_a_set_whose_partner_is_missing_says_which(tmp_path: Path) -> None:
+    add_save(tmp_path / "save" / "x.safetensors", set="EMA", run="a", step="4", sets="EMA, NON_EMA")
+    add_save(tmp_path / "save" / "y.safetensors", set="EMA", run="a", step="8", sets="EMA")
+    first, second = scan_workspace(tmp_path).saves
+    assert (first.missing, second.missing) == ("non-ema", "")
+
+
+def test_the_final_output_in_its_second_place_is_listed(tmp_path: Path) -> None:
+    place = add_save(tmp_path / "ema_select" / "output" / "model.safetensors", set="EMA", run="a", step="4")
+    assert [save.path for save in scan_workspace(tmp_path).saves] == [place]
+
+
 def test_saves_without_the_plugin(tmp_path: Path) -> None:
     add_save(tmp_path / "save" / "a-2026-08-19_10-00-00-save-12-3-1.safetensors")
     torch.save({"a": 1}, tmp_path / "save" / "b.ckpt")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from tqdm import tqdm
 
+from onetrainer_ema_select.checksums import Verdict, verify_backup, verify_model
 from onetrainer_ema_select.cli.common import JsonOption, echo_json, size_text
 from onetrainer_ema_select.origin import PACKAGE
 from onetrainer_ema_select.workspace import (
@@ -28,20 +31,49 @@ def list_workspace(
         Path, typer.Argument(metavar="WORKSPACE", help="A run's workspace, as workspace_dir in its config.")
     ],
     as_json: JsonOption = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every file, and compare it with its checksum where there is one.")
+    ] = False,
 ) -> None:
     """Show backups, milestones and saves: step, epoch, sets, size, whether each is complete and why not.
 
-    Also says what "continue last backup" would load, in plain OneTrainer and with the plugin.
+    Also says what "continue last backup" would load, in plain OneTrainer and with the plugin. With --verify the
+    exit code is 1 if something is damaged.
     """
     view = scan_workspace(workspace)
+    verdicts = verify_all(view) if verify else {}
     if as_json:
-        echo_json({"workspace": workspace.absolute(), **asdict(view)})
-        return
+        report = {"workspace": workspace.absolute(), **asdict(view)}
+        if verify:
+            report["verified"] = {str(path): asdict(verdict) for path, verdict in verdicts.items()}
+        echo_json(report)
+    else:
+        print_view(view, verdicts, workspace)
+    if any(verdict.problem for verdict in verdicts.values()):
+        raise typer.Exit(1)
+
+
+def verify_all(view: WorkspaceView) -> dict[Path, Verdict]:
+    """Verify every complete backup and every save."""
+    backups = [backup for backup in (*view.backups, *view.milestones) if backup.complete]
+    jobs: list[tuple[Path, Callable[..., Verdict], int]]
+    jobs = [(backup.path, verify_backup, backup.size_bytes) for backup in backups]
+    jobs += [(save.path, verify_model, save.size_bytes) for save in view.saves]
+    total = sum(size for _, _, size in jobs)
+    verdicts = {}
+    with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", delay=2, file=sys.stderr) as bar:
+        for path, check, _ in jobs:
+            verdicts[path] = check(path, advance=bar.update)
+    return verdicts
+
+
+def print_view(view: WorkspaceView, verdicts: Mapping[Path, Verdict], workspace: Path) -> None:
+    """Print it all for people."""
     for title, backups in (("Backups", view.backups), ("Milestones", view.milestones)):
         if backups:
-            print_block(f"{title}, newest first", backup_rows(backups))
+            print_block(f"{title}, newest first", backup_rows(backups, verdicts))
     if view.saves:
-        print_block("Saves", save_rows(view.saves))
+        print_block("Saves", save_rows(view.saves, verdicts))
     if view.parked:
         print_block("Parked EMA, to be taken up again by a run with EMA on", parked_rows(view.parked))
     if not (view.backups or view.milestones or view.saves or view.parked):
@@ -75,7 +107,17 @@ def print_block(title: str, lines: Sequence[Line]) -> None:
     typer.echo()
 
 
-def backup_rows(backups: Iterable[BackupView]) -> list[Line]:
+def verdict_notes(path: Path, verdicts: Mapping[Path, Verdict]) -> tuple[str, ...]:
+    """What verifying has found, where it was asked for."""
+    if path not in verdicts:
+        return ()
+    verdict = verdicts[path]
+    if verdict.problem:
+        return (f"DAMAGED: {verdict.problem}",)
+    return ("verified by checksums" if verdict.checksums else "readable throughout; it holds no checksums",)
+
+
+def backup_rows(backups: Iterable[BackupView], verdicts: Mapping[Path, Verdict]) -> list[Line]:
     """A line for each backup; what is not usual about one stands below it."""
     lines = []
     for backup in backups:
@@ -86,13 +128,15 @@ def backup_rows(backups: Iterable[BackupView]) -> list[Line]:
         else:
             notes += [f"problem: {backup.reason}"] if backup.reason else []
             notes.append(f"leg: {backup.leg}" if backup.leg else "made without the plugin")
+            notes += [f"milestone: {backup.milestone}"] if backup.milestone else []
+            notes += verdict_notes(backup.path, verdicts)
         lines.append(
             Line(backup.step, backup.epoch, backup.size_bytes, ", ".join(sets) or "-", backup.name, tuple(notes))
         )
     return lines
 
 
-def save_rows(saves: Iterable[SaveView]) -> list[Line]:
+def save_rows(saves: Iterable[SaveView], verdicts: Mapping[Path, Verdict]) -> list[Line]:
     """A line for each saved model, the two sets of a moment below each other."""
     return [
         Line(
@@ -101,7 +145,11 @@ def save_rows(saves: Iterable[SaveView]) -> list[Line]:
             save.size_bytes,
             save.set or "not told",
             save.path.name,
-            (f"milestone: {save.milestone}",) if save.milestone else (),
+            (
+                *((f"milestone: {save.milestone}",) if save.milestone else ()),
+                *((f"without its partner: {save.missing} is not there",) if save.missing else ()),
+                *verdict_notes(save.path, verdicts),
+            ),
         )
         for save in saves
     ]

@@ -28,6 +28,7 @@ def write_backup(session: Session, request: SaveRequest, destination: Path) -> N
         Exception: What OneTrainer's saver or the file system raised; OneTrainer catches it, shows it and
             goes on training. Nothing is left in ``workspace/backup`` then.
     """
+    session.checksums.stop()
     session.space.before("backup", destination, count=1, dtype=None)
     try:
         staging = store.Staging(destination, workspace=session.workspace)
@@ -47,6 +48,7 @@ def write_backup(session: Session, request: SaveRequest, destination: Path) -> N
         raise
     session.last_backup, session.lost_backup = destination, ""
     session.space.after("backup", destination)
+    session.checksums.start(destination)
 
 
 def describe(session: Session, model: Any, folder: Path, *, milestones: tuple[str, ...] = ()) -> None:

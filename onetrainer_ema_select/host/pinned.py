@@ -18,8 +18,6 @@ from onetrainer_ema_select.manifest import FOLDER, read_manifest
 from onetrainer_ema_select.schedule import is_repeating
 from onetrainer_ema_select.workspace import MILESTONE_FOLDER, pinned_backups
 
-# What OneTrainer and torch write once and never into again; text is small, and edited by hand.
-_TENSOR_FILES = frozenset({".safetensors", ".pt", ".bin"})
 _MAX_NAME = 80
 
 
@@ -61,6 +59,7 @@ def pin(session: Session, request: SaveRequest, milestones: tuple[str, ...]) -> 
         )
         session.lost.append(f"the backup of the milestone {', '.join(milestones)} ({error})")
         return
+    session.checksums.start(place)
     _drop_oldest(session)
 
 
@@ -84,7 +83,7 @@ def _copy_backup(source: Path, target: Path) -> None:
         place = target / path.relative_to(source)
         if path.is_dir():
             place.mkdir(parents=True, exist_ok=True)
-        elif path.suffix in _TENSOR_FILES:
+        elif path.suffix in store.TENSOR_SUFFIXES:
             store.link_or_copy(path, place)
         elif FOLDER not in path.relative_to(source).parts:  # its manifest is another one
             place.parent.mkdir(parents=True, exist_ok=True)

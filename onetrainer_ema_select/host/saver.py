@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,10 @@ from onetrainer_ema_select.host.metadata import Marked, mark_files
 from onetrainer_ema_select.host.pinned import pin
 from onetrainer_ema_select.host.request import SaveRequest
 from onetrainer_ema_select.host.session import Session, session_of
-from onetrainer_ema_select.manifest import FOLDER
 from onetrainer_ema_select.naming import paired_name, set_suffix
 from onetrainer_ema_select.settings import WeightSet
 from onetrainer_ema_select.state_dict_view import StateDictView
-
-#: In the workspace: where the final output goes if its own place fails.
-SECOND_PLACE = Path(FOLDER, "output")
+from onetrainer_ema_select.workspace import OUTPUT_FOLDER, SAVE_FOLDER
 
 
 def create_saver(original: Callable[..., Any], trainer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -69,13 +67,14 @@ class SetWriter:
         self._progress = request.model.train_progress
         self._milestones: tuple[str, ...] = ()
         self._final = False
+        self._sets: tuple[WeightSet, ...] = ()
         self._waiting: set[WeightSet] = set()
         self._errors: dict[WeightSet, Exception] = {}
 
     def write_final(self, destination: Path) -> None:
         """Write the final output, and first a milestone that was due at the very last step.
 
-        Each set is on the disk when this returns; one whose place fails goes to :data:`SECOND_PLACE`. A
+        Each set is on the disk when this returns; one whose place fails goes to :data:`workspace.OUTPUT_FOLDER`. A
         failure is kept for the end of the run, so that OneTrainer can finish its own.
         """
         session = self._session
@@ -92,7 +91,7 @@ class SetWriter:
         self._write_sets(paths, after="It is tried in another place.")
         session.publisher.collect(wait=True)
         self._final = False
-        second = {weight_set: session.workspace / SECOND_PLACE / paths[weight_set].name for weight_set in self._errors}
+        second = {weight_set: session.workspace / OUTPUT_FOLDER / paths[weight_set].name for weight_set in self._errors}
         reasons = dict(self._errors)
         self._errors.clear()
         self._write_sets(second, after="It is lost.")
@@ -136,6 +135,7 @@ class SetWriter:
             after: What is said to happen after a failure.
         """
         self._waiting = set(paths)
+        self._sets = tuple(paths)
         for path in list(paths.values())[:1]:
             self._session.space.before("save", path, count=len(paths), dtype=self._request.dtype)
         for position, (weight_set, path) in enumerate(paths.items()):
@@ -143,8 +143,9 @@ class SetWriter:
                 # OneTrainer's savers leave whole copies of the model in cycles, which nothing else frees in time.
                 gc.collect()
                 self._session.reporter.say(f"Saving {set_suffix(weight_set)} to {path}")
+            twin = next(iter(paths.values())) if position > 0 else None
             try:
-                self._write_one(path, weight_set, after)
+                self._write_one(path, weight_set, after, twin)
             except Exception as error:  # noqa: BLE001 - the other set must still be written
                 self._failed(path, weight_set, after, error)
 
@@ -156,7 +157,7 @@ class SetWriter:
             error,
         )
 
-    def _write_one(self, path: Path, weight_set: WeightSet, after: str) -> None:
+    def _write_one(self, path: Path, weight_set: WeightSet, after: str, twin: Path | None) -> None:
         session = self._session
         marks = self._marks(weight_set)
         progress = self._progress
@@ -192,7 +193,19 @@ class SetWriter:
             if not self._waiting:
                 session.milestones.served(self._milestones)
 
-        session.publisher.submit(staging, placed=placed, done=done)
+        # A later run may write its final output into the same folder again, a save's folder is of one moment.
+        rewritten = self._final or not path.is_relative_to(session.workspace / SAVE_FOLDER)
+        share = None
+        if twin is not None and staging.path.is_dir():
+            share = functools.partial(self._share, staging, twin, rewritten=rewritten)
+        session.publisher.submit(staging, placed=placed, done=done, prepare=share)
+
+    def _share(self, staging: store.Staging, twin: Path, *, rewritten: bool) -> None:
+        """Parts that were not trained are the same in both sets. Runs on the publisher's thread."""
+        try:
+            staging.share(twin, rewritten=rewritten)
+        except OSError as error:
+            self._session.reporter.problem(f"{staging.path.name} takes more space than it would have to.", error)
 
     def _record(self, path: Path, weight_set: WeightSet) -> SaveRecord:
         return SaveRecord(
@@ -225,6 +238,7 @@ class SetWriter:
         session, progress = self._session, self._progress
         marks = {
             "ema_select.set": str(weight_set),
+            "ema_select.sets": ", ".join(map(str, self._sets)),
             "ema_select.run": session.run,
             "ema_select.step": str(progress.global_step),
             "ema_select.epoch": str(progress.epoch),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from onetrainer_ema_select import store
+from onetrainer_ema_select.checksums import ChecksumWriter
 from onetrainer_ema_select.errors import SECTION, EmaSelectError, ResumeError, SettingProblem, SettingsError
 from onetrainer_ema_select.host.ema import HostEma
 from onetrainer_ema_select.host.ledger import Ledger
@@ -67,6 +68,7 @@ class Session:
         ending: Whether OneTrainer's ``end`` is running, so that a save is the final output.
         undo: What a save has done to the model; undone by :meth:`settle` if an interrupt cut that short.
         publisher: Brings what is written to its place.
+        checksums: Writes the checksums of backups in the background.
         space: Says so when something will not fit on its disk.
         lost: What was asked for and is not on the disk at the end.
         final_done: Sets whose final output an earlier start of this run has written already.
@@ -106,6 +108,7 @@ class Session:
         self.undo: list[Restorable] = []
         self.publisher = Publisher()
         self.space = SpaceWatch(self)
+        self.checksums = ChecksumWriter(self._checksums_failed)
         self.initial: MutableMapping[str, Tensor] | None = None
         self.match_notes: tuple[str, ...] = ()
         self.parked_updates = 0
@@ -223,6 +226,11 @@ class Session:
                 "following updates are tried. The EMA of this run is not what its length says any more.",
                 error,
             )
+
+    def _checksums_failed(self, folder: Path, error: Exception) -> None:
+        self.reporter.problem(
+            f"The checksums of the backup {folder.name} could not be written; the backup itself is whole.", error
+        )
 
     # -- the end -----------------------------------------------------------------------------------------
 

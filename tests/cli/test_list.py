@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from onetrainer_ema_select.checksums import write_checksums
+from onetrainer_ema_select.manifest import Manifest, write_manifest
+
 Command = Callable[..., "tuple[int, str, str]"]
 
 OLD = "2026-08-19_10-00-00-backup-4-2-0"
@@ -100,6 +103,7 @@ def test_json(command: Command, workspace: Path) -> None:
         "size_bytes": 7654321,
         "leg": "",
         "parked": [],
+        "milestone": "",
     }
     assert report["backups"][2]["parked"] == ["parked-ema (stopped at step 2)"]
     assert report["saves"][1]["partner"] == str(workspace / "save" / f"{SAVE}.safetensors")
@@ -131,3 +135,62 @@ def test_no_such_folder(command: Command, tmp_path: Path) -> None:
         f"There is no folder {tmp_path / 'gone'}. "
         "Give a run's workspace, the folder that workspace_dir names in its config.\n",
     )
+
+
+def test_verify(command: Command, tmp_path: Path, make_backup: Callable[..., Path]) -> None:
+    root = tmp_path / "workspace"
+    old, new = make_backup(root, OLD), make_backup(root, NEW, step=8)
+    for backup in (old, new):
+        (backup / "ema_select").mkdir()
+    write_checksums(new)
+    (root / "save").mkdir()
+    save_file({"a": torch.zeros(1)}, root / "save" / "x.safetensors")
+    code, out, _ = command("list", root, "--verify")
+    assert code == 0
+    assert out.count("         verified by checksums\n") == 1
+    assert out.count("         readable throughout; it holds no checksums\n") == 2
+
+    save_file({"weight": torch.zeros(4, 2)}, new / "lora" / "lora.safetensors")
+    code, out, _ = command("list", root, "--verify")
+    assert code == 1
+    assert "         DAMAGED: lora/lora.safetensors has another checksum than when it was written\n" in out
+    code, out, _ = command("list", root, "--verify", "--json")
+    assert code == 1
+    assert json.loads(out)["verified"][str(new)] == {
+        "problem": "lora/lora.safetensors has another checksum than when it was written",
+        "checksums": True,
+        "files": 4,
+    }
+    code, out, _ = command("list", root)
+    assert (code, "DAMAGED" in out, "verified" in out) == (0, False, False)
+
+
+def test_a_pinned_backup_names_its_milestone(
+    command: Command, tmp_path: Path, make_backup: Callable[..., Path]
+) -> None:
+    pinned = make_backup(tmp_path / "run" / "ema_select" / "milestones", f"{NEW}-10-epochs")
+    manifest = Manifest(
+        kind="backup",
+        plugin_version="1",
+        run="a",
+        step=8,
+        epoch=4,
+        epoch_step=0,
+        parameters=(),
+        milestones=("10 epochs",),
+    )
+    write_manifest(manifest, pinned / "ema_select")
+    _, out, _ = command("list", tmp_path / "run")
+    assert "Milestones, newest first" in out
+    assert "         milestone: 10 epochs\n" in out
+
+
+def test_a_set_without_its_partner_is_listed_as_such(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "run" / "save").mkdir(parents=True)
+    save_file(
+        {"a": torch.zeros(1)},
+        tmp_path / "run" / "save" / "x.safetensors",
+        metadata={"ema_select.set": "EMA", "ema_select.sets": "EMA, NON_EMA", "ema_select.step": "4"},
+    )
+    _, out, _ = command("list", tmp_path / "run")
+    assert "         without its partner: non-ema is not there\n" in out
