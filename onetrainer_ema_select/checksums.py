@@ -157,7 +157,7 @@ def verify_backup(folder: Path, *, advance: Advance = lambda _: None) -> Verdict
             if _sha256(file, advance=advance) != expected.sha256:
                 return Verdict(f"{name} has another checksum than when it was written", True, len(sums.files))
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = str(getattr(error, "strerror", None) or error)
             return Verdict(f"{name} cannot be read ({reason})", checksums=True, files=len(sums.files))
     return Verdict("", checksums=True, files=len(sums.files))
 

@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
+from onetrainer_ema_select.checksums import verify_backup
+from onetrainer_ema_select.workspace import scan_workspace
+
 from .bench import configs
 from .bench.configs import Schedule
-from .bench.recording import Recording, read_metadata
+from .bench.recording import Recording, difference, read_metadata, same_bits
+from .bench.scenario import Scenario, steps
 from .bench.workers import Bench, Job
 
 FAMILY = configs.SD15_LORA
@@ -137,3 +141,44 @@ def test_a_crash_before_the_save_does_not_lose_the_milestone(bench: Bench) -> No
     [owed] = bench.run([job(bench, "owed", **{**resume, "run": kept})], plugin=True)
     assert saved(owed.require()) == {3: (BOTH, "3 steps"), 6: (BOTH, "6 steps")}
     assert "Owed from before the interruption, written with the next save: 3 steps." in owed.output
+
+
+def test_milestones_leave_backups_that_stay(bench: Bench) -> None:
+    section = {
+        "milestones": "3 steps, 5 steps, every 4 steps",
+        "milestone_backups": "ALL",
+        "milestone_keep": 1,
+    }
+    schedule = steps(2, backup_every=4)  # in the same pause as the milestone of step 3
+    scenario = Scenario(bench, "pinned", family=configs.SD15_FINE_TUNE)
+    keep = {"rolling_backup": True, "rolling_backup_count": 2}
+    whole = scenario.finish(schedule=schedule, ema_select=section, overrides=keep)
+    folder = scenario.run / "workspace" / "ema_select" / "milestones" / "backup"
+    pinned = {path.name.split("-backup-")[1]: path for path in folder.iterdir()}
+    # Of the repeating one's two backups the older was deleted; rolling deletion reached none of them.
+    assert sorted(pinned) == ["3-0-3-3-steps", "5-1-1-5-steps", "8-2-0-every-4-steps-8-steps"]
+    for path in pinned.values():
+        verdict = verify_backup(path)
+        assert (verdict.problem, verdict.checksums) == ("", True)
+        assert (path / "onetrainer_config" / "args.json").is_file()
+    [rolling] = whole.by_step("backup")[3]
+    files = [path.relative_to(rolling) for path in rolling.rglob("*") if path.suffix in (".safetensors", ".pt")]
+    assert len(files) > 3
+    for file in files:
+        assert (rolling / file).samefile(pinned["3-0-3-3-steps"] / file)
+    assert "Pinning a backup of the milestone 5 steps" in whole.output
+
+    view = scan_workspace(scenario.run / "workspace")
+    assert [backup.milestone for backup in view.milestones] == ["every 4 steps @ 8 steps", "5 steps", "3 steps"]
+    assert view.our_continue == max(path.name for path in (scenario.run / "workspace" / "backup").iterdir())
+
+    for milestone, step in (("5 steps", 5), ("3 steps", 3)):
+        resumed = Scenario(bench, f"from-{step}", family=configs.SD15_FINE_TUNE, begin=scenario.run)
+        named = {**section, "resume_backup": milestone}
+        again = resumed.resume(schedule=schedule, ema_select=named).results()[0].require()
+        assert again.step_numbers() == list(range(step + 1, 9))
+        for kind in ("live", "ema"):
+            assert difference(again.step(8, kind), whole.step(8, kind)) == 0.0
+        assert same_bits(again.optimizer(), whole.optimizer())
+        assert "Resumed from backup" in again.output
+        assert "(step 8" not in again.output
