@@ -172,6 +172,10 @@ def clear_leftovers(workspace: Path, *destinations: Path) -> None:
         if folder.is_dir():
             for leftover in folder.glob(f"{prefix}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
+    # What `write_json` was about to put in its place: in the plugin's own folders only.
+    for own in (FOLDER, f"backup/*/{FOLDER}", f"{FOLDER}/milestones/backup/*/{FOLDER}", f"{FOLDER}/parked/*"):
+        for leftover in workspace.glob(f"{own}/.*.json.*.tmp"):
+            leftover.unlink(missing_ok=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -305,6 +305,7 @@ def test_leftovers_of_this_workspace_are_removed_and_nothing_else(tmp_path):
     # A disk that is mounted in the place of a folder has its own, beside the backups.
     mounted = ours / "backup" / (store._sibling_prefix(ours) + "abc")
     fill(mounted, {"half": "written"})
+    fill(ours, {"ema_select/.saves.json.12.tmp": "{", "backup/b1/ema_select/.checksums.json.7.tmp": "{"})
     before = tree(theirs)
 
     clear_leftovers(ours, models / "x.safetensors")

@@ -24,6 +24,9 @@ from onetrainer_ema_select.settings import WeightSet
 from onetrainer_ema_select.state_dict_view import StateDictView
 from onetrainer_ema_select.workspace import OUTPUT_FOLDER, SAVE_FOLDER
 
+# Bytes of trained weights. A sweep takes a tenth of a second or more, which is longer than to save a small adapter.
+_COLLECT_ABOVE = 200_000_000
+
 
 def create_saver(original: Callable[..., Any], trainer: Any, *args: Any, **kwargs: Any) -> Any:
     """Stand in for ``BaseTrainer.create_model_saver``."""
@@ -140,14 +143,19 @@ class SetWriter:
             self._session.space.before("save", path, count=len(paths), dtype=self._request.dtype)
         for position, (weight_set, path) in enumerate(paths.items()):
             if position > 0:
-                # OneTrainer's savers leave whole copies of the model in cycles, which nothing else frees in time.
-                gc.collect()
+                self._free_copies()
                 self._session.reporter.say(f"Saving {set_suffix(weight_set)} to {path}")
             twin = next(iter(paths.values())) if position > 0 else None
             try:
                 self._write_one(path, weight_set, after, twin)
             except Exception as error:  # noqa: BLE001 - the other set must still be written
                 self._failed(path, weight_set, after, error)
+
+    def _free_copies(self) -> None:
+        """OneTrainer's savers leave whole copies of a model in cycles, which nothing else frees in time."""
+        parameters = self._request.model.parameters.parameters()
+        if sum(parameter.nbytes for parameter in parameters) > _COLLECT_ABOVE:
+            gc.collect()
 
     def _failed(self, path: Path, weight_set: WeightSet, after: str, error: Exception) -> None:
         self._errors[weight_set] = error
