@@ -30,7 +30,7 @@ from .conftest import environment
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="crashes are made with fork and signals")
 
-MOMENTS = int(os.environ.get("EMA_SELECT_CRASHES", "12"))
+MOMENTS = int(os.environ.get("EMA_SELECT_CRASHES", "6"))
 FORKS = Path(__file__).with_name("forks.py")
 CONFIG: dict[str, Any] = {
     "training_method": "FINE_TUNE",
