@@ -120,7 +120,7 @@ CONTENT = (
 )
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CONTENT)
 def test_whatever_stands_for_the_sums_is_read_or_named(backup: Path, content: bytes) -> None:
     (backup / FILE).write_bytes(content)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import pickle
 import shutil
+import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
-from onetrainer_ema_select.integrity import backup_problem, read_progress, read_safetensors_header
+from onetrainer_ema_select import store
+from onetrainer_ema_select.checksums import verify_backup, verify_model
+from onetrainer_ema_select.integrity import backup_problem, read_progress, read_safetensors_header, safetensors_problem
+from onetrainer_ema_select.workspace import newest_complete_backup, scan_workspace
 
 NAME = "2026-08-19_10-00-00-backup-4-2-0"
 
@@ -183,3 +194,103 @@ def test_no_tensor_is_read(tmp_path: Path) -> None:
         except OSError:
             pytest.skip("no sparse files of this size here")
     assert read_safetensors_header(path)["a"] == {"dtype": "U8", "shape": [2**42], "data_offsets": [0, 2**42]}
+
+
+# -- files that lie -------------------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+OFFSETS = st.lists(st.integers(-(2**70), 2**70) | st.text(max_size=3), max_size=3) | JSON
+ENTRY = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "BF16", "X"]), "shape": JSON, "data_offsets": OFFSETS})
+LENGTHS = st.none() | st.integers(0, 2**64 - 1)
+
+
+def as_safetensors(header: object, length: int | None, body: bytes) -> bytes:
+    """A file whose length of the header may be a lie."""
+    text = json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + body
+
+
+TABLES = st.dictionaries(st.text(max_size=4), ENTRY | JSON, max_size=4) | JSON
+HEADERS = st.builds(as_safetensors, TABLES, LENGTHS, st.binary(max_size=20)) | st.binary(max_size=60)
+
+
+@settings(max_examples=600, deadline=None)
+@given(HEADERS)
+def test_whatever_a_model_file_holds_it_is_judged(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.safetensors")
+        path.write_bytes(content)
+        problem = safetensors_problem(path)
+        try:
+            load_file(path)
+        except Exception:
+            loads = False
+        else:
+            loads = True
+        assert not (loads and problem), "a file that loads is called broken"
+        with contextlib.suppress(ValueError):
+            store.read_metadata(path)
+        verify_model(path)
+
+
+def archive(entries: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as target:
+        for name, content in entries.items():
+            target.writestr(name, content)
+    return buffer.getvalue()
+
+
+MARK = Path(tempfile.gettempdir(), f"ema_select_{os.getpid()}_was_here")
+
+
+class Evil:
+    """Would run a command if it were unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {MARK}",)
+
+
+def cut_or_changed(content: bytes, at: int, value: int) -> bytes:
+    position = at % (len(content) + 1)
+    return content[:position] + bytes([value]) + content[position + (value % 2) :]
+
+
+PICKLES = st.sampled_from([pickle.dumps({"a": 1}), pickle.dumps(Evil()), b"", b"\x80"])
+MEMBERS = st.sampled_from(["archive/data.pkl", "../../out", "/etc/x", "archive/data/0", "archive/version"])
+ARCHIVES = st.dictionaries(MEMBERS, PICKLES, max_size=4).map(archive)
+ENDINGS = ARCHIVES | st.builds(cut_or_changed, ARCHIVES, st.integers(0, 10**6), st.integers(0, 255)) | st.binary()
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=ENDINGS, name=st.sampled_from(["optimizer/optimizer.pt", "ema/ema.pt"]))
+def test_whatever_an_archive_holds_it_is_judged_and_nothing_in_it_is_run(
+    backup: Path, content: bytes, name: str
+) -> None:
+    whole = (backup / name).read_bytes()
+    try:
+        (backup / name).write_bytes(content)
+        before = sorted(backup.parent.parent.rglob("*"))
+        backup_problem(backup)
+        verify_backup(backup)
+        assert sorted(backup.parent.parent.rglob("*")) == before
+        assert not MARK.exists()
+    finally:
+        (backup / name).write_bytes(whole)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=30))
+def test_whatever_stands_for_the_progress_is_judged(backup: Path, content: bytes) -> None:
+    whole = (backup / "meta.json").read_bytes()
+    try:
+        (backup / "meta.json").write_bytes(content)
+        backup_problem(backup)
+        scan_workspace(backup.parent.parent)
+        newest_complete_backup(backup.parent.parent)
+    finally:
+        (backup / "meta.json").write_bytes(whole)

@@ -365,7 +365,7 @@ FUZZ = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(FUZZ)
 def test_whatever_the_file_holds_it_is_read_or_refused(content):
     with tempfile.TemporaryDirectory() as folder:

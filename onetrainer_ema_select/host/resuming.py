@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from modules.util import multi_gpu_util
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from onetrainer_ema_select import __version__
 from onetrainer_ema_select.errors import ManifestError, ResumeError, TrackError
 from onetrainer_ema_select.host.parameters import find_parameters
 from onetrainer_ema_select.host.session import Session
-from onetrainer_ema_select.integrity import EMA_FILE
+from onetrainer_ema_select.integrity import EMA_FILE, safetensors_problem
 from onetrainer_ema_select.manifest import (
     EmaRecord,
     Manifest,
@@ -246,8 +247,22 @@ def _take_up_parked(session: Session) -> dict[str, Tensor]:
             "to RESTART to begin a new average at the loaded weights.",
             path=str(folder),
         )
+    file = folder / manifest.ema.file
+    if problem := safetensors_problem(file):
+        raise ResumeError(
+            f"The parked EMA {file} {problem}. Bring back a whole one, or set ema_select.resume_ema to RESTART to begin "
+            "a new average at the loaded weights.",
+            path=str(file),
+        )
     session.parked_updates = manifest.ema.updates
-    return _matched(session, load_file(folder / manifest.ema.file))
+    try:
+        return _matched(session, load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise ResumeError(
+            f"The parked EMA {file} cannot be read: {error}. Bring back a whole one, or set ema_select.resume_ema to "
+            "RESTART to begin a new average at the loaded weights.",
+            path=str(file),
+        ) from error
 
 
 def _fits_by_position(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> bool:

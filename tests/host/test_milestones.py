@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from onetrainer_ema_select.host.milestones import MilestoneWatch, position
 from onetrainer_ema_select.schedule import Position
 
@@ -89,3 +92,96 @@ def test_no_milestones() -> None:
     watch = MilestoneWatch("")
     watch.begin(at(0))
     assert run(watch, 1, 20) == []
+
+
+# -- whole runs, crashes and resumes included -------------------------------------------------------------------
+
+NAMES = st.lists(
+    st.sampled_from(
+        [
+            *(f"{amount} steps" for amount in (1, 2, 5, 7, 12)),
+            *(f"{amount} epochs" for amount in (1, 2, 3)),
+            *(f"every {amount} steps" for amount in (2, 3, 5)),
+            *(f"every {amount} epochs" for amount in (1, 2)),
+            *(f"{amount}%" for amount in (10, 25, 33.3, 50, 100)),
+        ]
+    ),
+    unique=True,
+    min_size=1,
+    max_size=5,
+)
+LEGS = st.lists(st.tuples(st.integers(1, 4), st.floats(0, 1), st.booleans()), min_size=1, max_size=4)
+
+
+def due_by_looking(names: list[str], step: int, *, length: int, epochs: int) -> set[str]:
+    """What becomes due with this step, each rule worked out for itself in whole numbers."""
+    due = set()
+    for name in names:
+        repeating = name.startswith("every ")
+        text = name.removeprefix("every ")
+        if text.endswith("%"):
+            wanted, total = round(float(text[:-1]) * 10), epochs * length  # tenths of a percent
+            if (step - 1) * 1000 < wanted * total <= step * 1000:
+                due.add(name)
+            continue
+        amount = int(text.split()[0])
+        if "epoch" in text:
+            if step % length:
+                continue
+            count, unit = step // length, "epoch" if step == length else "epochs"
+        else:
+            count, unit = step, "step" if step == 1 else "steps"
+        if repeating and count % amount == 0:
+            plain = f"every {unit.rstrip('s')}" if amount == 1 else f"every {amount} {unit.rstrip('s')}s"
+            due.add(f"{plain} @ {count} {unit}")
+        elif not repeating and count == amount:
+            due.add(f"{amount} {unit.rstrip('s')}{'' if amount == 1 else 's'}")
+    return due
+
+
+@settings(max_examples=400, deadline=None)
+@given(names=NAMES, length=st.integers(1, 6), accumulation=st.integers(1, 4), legs=LEGS)
+def test_runs_that_crash_and_resume_serve_each_milestone_once(
+    names: list[str], length: int, accumulation: int, legs: list[tuple[int, float, bool]]
+) -> None:
+    """OneTrainer saves and backs up where no gradient is pending, the backup first; a crash goes back to it."""
+
+    def progress(step: int, epoch: int) -> SimpleNamespace:
+        return SimpleNamespace(global_step=step, epoch=epoch, epoch_step=step - epoch * length, epoch_sample=0)
+
+    served: list[tuple[int, str]] = []
+    expected: set[tuple[int, str]] = set()
+    start, owed, epochs = 0, (), 0
+    for number, (more, crash_at, between) in enumerate(legs):
+        epochs = max(epochs, start // length) + more  # changed from leg to leg
+        total = epochs * length
+        last = number == len(legs) - 1
+        crash = total if last else start + int(crash_at * (total - start))
+        watch = MilestoneWatch(", ".join(names))
+        watch.pending = owed
+        watch.begin(progress(start, start // length))
+        history: list[tuple[int, str]] = []
+        backup = (start, owed, len(history))
+        for step in range(start, crash + 1):
+            if step % accumulation == 0 or step == total:
+                backup = (step, watch.pending, len(history)) if step < total else backup
+                history += [(step, name) for name in watch.pending]
+                watch.served(watch.pending)
+            if step < crash:
+                epoch = step // length
+                watch.advance(progress(step + 1, epoch), epoch_length=length, epochs=epochs)
+                if (step + 1) % length == 0:
+                    watch.advance(progress(step + 1, epoch + 1), epoch_length=length, epochs=epochs)
+        until = total
+        if not last:
+            until, owed, kept = backup
+            # What was served after the newest backup is trained once more; in the same pause it may be on the disk.
+            history = history[: kept + (0 if between else len(owed))]
+            owed = owed if between else ()
+        served += history
+        for step in range(start + 1, until + 1):
+            moment = min(-(-step // accumulation) * accumulation, total)
+            expected |= {(moment, name) for name in due_by_looking(names, step, length=length, epochs=epochs)}
+        start = until
+    assert len(served) == len(set(served))
+    assert set(served) == expected
