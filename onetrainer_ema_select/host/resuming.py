@@ -250,8 +250,8 @@ def _take_up_parked(session: Session) -> dict[str, Tensor]:
     file = folder / manifest.ema.file
     if problem := safetensors_problem(file):
         raise ResumeError(
-            f"The parked EMA {file} {problem}. Bring back a whole one, or set ema_select.resume_ema to RESTART to begin "
-            "a new average at the loaded weights.",
+            f"The parked EMA {file} {problem}. Bring back a whole one, or set ema_select.resume_ema to RESTART to "
+            "begin a new average at the loaded weights.",
             path=str(file),
         )
     session.parked_updates = manifest.ema.updates

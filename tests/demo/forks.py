@@ -63,6 +63,7 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         output = Path(job["config"]).with_suffix(".log")
+        output.write_bytes(b"")  # the child may be gone before it has written a word
         begin = time.monotonic()
         child = os.fork()
         if child == 0:
