@@ -28,6 +28,9 @@ _SIBLING_PREFIX = ".ema_select-staging-"
 _LAST_NAMES = frozenset({FOLDER, "manifest.json", "ema_select.json", "meta.json"})
 
 
+# How often two threads may meet in the same instant before it is taken for something else.
+_TRIES = 100
+
 # A virus scanner or a picture viewer lets go of a file soon; a program that shows the model does not.
 _RETRY_SECONDS = (0.1, 0.4, 1.5)
 
@@ -317,14 +320,13 @@ def flush_folder(folder: Path) -> None:
 
 def _private_folder(root: Path) -> Path:
     """A new folder in a root that another staging may be removing, being the last one in it, at this moment."""
-    for last in (False, False, False, True):
-        root.mkdir(parents=True, exist_ok=True)
-        try:
+    for _ in range(_TRIES):
+        # The first where it vanished after it was made, the other where it did so while `mkdir` looked at it.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            root.mkdir(parents=True, exist_ok=True)
             return Path(tempfile.mkdtemp(dir=root))
-        except FileNotFoundError:
-            if last:
-                raise
-    raise AssertionError
+    root.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=root))
 
 
 def _move(source: Path, target: Path, prefix: str, beside: list[Replaced]) -> None:

@@ -159,6 +159,13 @@ def test_the_last_one_to_leave_takes_nothing_from_the_next(tmp_path, mocker):
     assert tree(tmp_path) == {f"backup/b/{name}": text for name, text in BACKUP.items()}
 
 
+def test_a_file_in_the_place_of_the_private_folder_is_named(tmp_path):
+    fill(tmp_path, {"ema_select/staging": "mine"})
+    with pytest.raises(FileExistsError, match="staging"):
+        Staging(tmp_path / "backup" / "b", workspace=tmp_path)
+    assert tree(tmp_path) == {"ema_select/staging": "mine"}
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_what_belongs_beside_is_published_and_the_destination_last(tmp_path, mocker, inside):
     moved = []

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from .bench.checkout import copy_checkout, find_host, package_folder, run_python
-from .bench.workers import Bench
+from .bench.workers import BENCH, Bench
 
 HERE = Path(__file__).parent
+MIB = 1 << 20
 Show = Callable[[str], None]
 
 
@@ -93,3 +94,12 @@ def onetrainer_bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench
     bench = Bench(host, checkout=checkout, models=tmp_path_factory.mktemp("models"), folder=folder)
     yield bench
     bench.close()
+
+
+@pytest.fixture(scope="session")
+def big_models(onetrainer_bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a random SD 1.5 of about 108 million weights in its UNet."""
+    folder = tmp_path_factory.mktemp("big-models")
+    done = run_python(onetrainer_bench.host, [HERE / "big_models.py", folder, BENCH], cwd=folder)
+    assert done.returncode == 0, f"big_models.py failed:\n{done.stderr}"
+    return folder

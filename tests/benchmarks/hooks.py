@@ -45,6 +45,62 @@ def measured(save: Callable[[], object]) -> tuple[float, int]:
     return seconds, status_bytes("VmHWM") - before
 
 
+def in_turn(ways: dict[str, Callable[[Path], object]], config: Any, after: Callable[[], object]) -> dict[str, Any]:
+    """Each way to write again and again in turn: seconds, rise of the memory and bytes of every round but the first.
+
+    What goes on in the background after one is waited for outside of its time.
+    """
+    found: dict[str, Any] = {way: [] for way in ways}
+    for number in range(ROUNDS + 1):
+        for way, run in ways.items():
+            target = Path(config.workspace_dir) / "measured"
+            target.mkdir(parents=True)
+            seconds, rise = measured(lambda run=run, target=target: run(target))
+            after()
+            size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+            shutil.rmtree(target)
+            if number > 0:  # the first of each warms up
+                found[way].append([seconds, rise, size])
+    return found
+
+
+@contextmanager
+def backups(trainer: Any) -> Iterator[None]:
+    """After the training: OneTrainer's own backup, the same flushed, and the plugin's, in turn."""
+    from modules.util import create
+    from modules.util.enum.ModelFormat import ModelFormat
+
+    from onetrainer_ema_select import store
+    from onetrainer_ema_select.host.session import session_of
+
+    train = trainer.train
+    config = trainer.config
+
+    def backup(saver: Any, target: Path) -> None:
+        saver.save(trainer.model, config.model_type, ModelFormat.INTERNAL, str(target / "b"), None)
+
+    def backup_flushed(saver: Any, target: Path) -> None:
+        backup(saver, target)
+        for file in target.rglob("*"):
+            if file.is_file():
+                store.flush(file)
+
+    def train_and_measure() -> None:
+        train()
+        trainer.model.evict()
+        plain = create.create_model_saver(config.model_type, config.training_method)
+        ways = {
+            "OneTrainer's": lambda target: backup(plain, target),
+            "the same, flushed": lambda target: backup_flushed(plain, target),
+            "the plugin's": lambda target: backup(trainer.model_saver, target),
+        }
+        found = in_turn(ways, config, session_of(config).checksums.wait)
+        (Path(config.workspace_dir) / "backups.json").write_text(json.dumps(found), encoding="utf-8")
+
+    trainer.train = train_and_measure
+    yield
+
+
 @contextmanager
 def dual_saves(trainer: Any) -> Iterator[None]:
     """After the training: OneTrainer's single save and the plugin's dual one in turn, in every format.
@@ -98,19 +154,12 @@ def dual_saves(trainer: Any) -> Iterator[None]:
             "dual, on disk": lambda target, chosen: save_both(trainer.model_saver, target, chosen),
         }
         result: dict[str, Any] = {"largest": largest, "formats": {}}
+        publisher = session_of(config).publisher
         for name in json.loads((Path(config.workspace_dir).parent / "formats.json").read_text(encoding="utf-8")):
-            found: dict[str, Any] = {way: [] for way in ways}
-            for number in range(ROUNDS + 1):
-                for way, run in ways.items():
-                    target = Path(config.workspace_dir) / "measured"
-                    target.mkdir(parents=True)
-                    seconds, rise = measured(lambda run=run, target=target, name=name: run(target, ModelFormat[name]))
-                    session_of(config).publisher.collect(wait=True)
-                    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-                    shutil.rmtree(target)
-                    if number > 0:  # the first of each warms up
-                        found[way].append([seconds, rise, size])
-            result["formats"][name] = found
+            chosen = {
+                way: lambda target, run=run, name=name: run(target, ModelFormat[name]) for way, run in ways.items()
+            }
+            result["formats"][name] = in_turn(chosen, config, lambda: publisher.collect(wait=True))
         (Path(config.workspace_dir) / "dual-save.json").write_text(json.dumps(result), encoding="utf-8")
 
     trainer.train = train_and_measure

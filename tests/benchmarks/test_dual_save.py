@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 
 from .bench import configs
-from .bench.checkout import run_python
-from .bench.workers import BENCH, Bench, Job
-from .conftest import HERE, Show, ratio
+from .bench.workers import Bench, Job
+from .conftest import HERE, MIB, Show, ratio
 
-MIB = 1 << 20
 LORA_RANK = 256
 
 
@@ -61,12 +59,3 @@ def test_dual_save(
         twice = ratio(seconds["dual"], seconds["two single ones"])
         show(f"    dual is {twice:.2f} x two single ones; on disk {flushed:.2f} x a single one that is flushed as well")
         benchmark.extra_info[name] = {"seconds": seconds, "rise": rise}
-
-
-@pytest.fixture(scope="module")
-def big_models(onetrainer_bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with a random SD 1.5 of about 108 million weights in its UNet."""
-    folder = tmp_path_factory.mktemp("big-models")
-    done = run_python(onetrainer_bench.host, [HERE / "big_models.py", folder, BENCH], cwd=folder)
-    assert done.returncode == 0, f"big_models.py failed:\n{done.stderr}"
-    return folder
