@@ -6,6 +6,9 @@ The reference files are what OneTrainer's own saver writes, without the plugin b
 
 from __future__ import annotations
 
+import json
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -204,3 +207,20 @@ def backup_without_config(trainer: Any) -> Iterator[None]:
 
     trainer._GenericTrainer__save_backup_config = fails
     yield
+
+
+@contextmanager
+def signal_later(trainer: Any) -> Iterator[None]:
+    """Send this process a signal after a while, as ``signal.json`` beside the workspace says."""
+    asked = json.loads((Path(trainer.config.workspace_dir).parent / "signal.json").read_text(encoding="utf-8"))
+    over = threading.Event()
+
+    def wait_and_send() -> None:
+        if not over.wait(asked["after"]):
+            os.kill(os.getpid(), asked["signal"])
+
+    threading.Thread(target=wait_and_send, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
