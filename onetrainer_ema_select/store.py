@@ -28,6 +28,8 @@ _SIBLING_PREFIX = ".ema_select-staging-"
 _LAST_NAMES = frozenset({FOLDER, "manifest.json", "ema_select.json", "meta.json"})
 
 
+_CHUNK = 1 << 20
+
 # How often two threads may meet in the same instant before it is taken for something else.
 _TRIES = 100
 
@@ -109,9 +111,9 @@ class Staging:
             other = twin / file.relative_to(self.path)
             if file.suffix not in TENSOR_SUFFIXES or not file.is_file() or not other.is_file():
                 continue
-            size = file.stat().st_size
-            if size != other.stat().st_size or not filecmp.cmp(file, other, shallow=False):
+            if not _same_content(file, other):
                 continue
+            size = file.stat().st_size
             clone = file.with_name(f".{file.name}.shared")
             try:
                 if rewritten:
@@ -198,6 +200,24 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def _same_content(first: Path, second: Path) -> bool:
+    """Whether two files hold the same; the order of the keys in a safetensors header is not looked at."""
+    if first.stat().st_size != second.stat().st_size:
+        return False
+    if first.suffix != ".safetensors":
+        return filecmp.cmp(first, second, shallow=False)
+    with first.open("rb") as one, second.open("rb") as other:
+        try:
+            if _read_header(one, first) != _read_header(other, second):
+                return False
+        except ValueError:
+            return False
+        while chunk := one.read(_CHUNK):
+            if chunk != other.read(_CHUNK):
+                return False
+    return True
+
+
 def _clone(source: Path, target: Path) -> None:
     """Make a copy on write.
 
@@ -258,7 +278,7 @@ def add_metadata(path: Path, metadata: dict[str, str]) -> None:
             with temporary.open("wb") as target:
                 target.write(len(text).to_bytes(8, "little"))
                 target.write(text)
-                shutil.copyfileobj(source, target, 1 << 20)
+                shutil.copyfileobj(source, target, _CHUNK)
         temporary.replace(path)  # after the source is closed: an open file cannot be replaced on Windows
     except BaseException:
         temporary.unlink(missing_ok=True)

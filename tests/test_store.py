@@ -539,12 +539,9 @@ def test_a_full_disk_is_not_taken_for_a_held_file(tmp_path, mocker):
 
 def folder_pair(tmp_path: Path) -> tuple[Path, Staging]:
     twin = tmp_path / "save" / "x"
-    fill(twin, {"vae/w.safetensors": "same", "unet/w.safetensors": "ema", "vae/config.json": "{}", "only.pt": "1"})
+    fill(twin, {"vae/w.pt": "same", "unet/w.bin": "ema", "vae/config.json": "{}", "only.pt": "1"})
     staging = Staging(tmp_path / "save" / "x-non-ema", workspace=tmp_path)
-    fill(
-        staging.path,
-        {"vae/w.safetensors": "same", "unet/w.safetensors": "own", "vae/config.json": "{}", "te/w.bin": "same"},
-    )
+    fill(staging.path, {"vae/w.pt": "same", "unet/w.bin": "own", "vae/config.json": "{}", "te/w.bin": "same"})
     return twin, staging
 
 
@@ -560,21 +557,21 @@ def test_equal_tensor_files_are_one_file(tmp_path):
     staging.publish()
     other = tmp_path / "save" / "x-non-ema"
     assert tree(other) == before
-    assert same_file(twin / "vae/w.safetensors", other / "vae/w.safetensors")
+    assert same_file(twin / "vae/w.pt", other / "vae/w.pt")
     assert not same_file(twin / "vae/config.json", other / "vae/config.json")  # text is edited by hand
     # One of the two can be replaced or deleted without the other.
-    write_json(other / "vae" / "w.safetensors", "new")
-    assert (twin / "vae/w.safetensors").read_text(encoding="utf-8") == "same"
+    write_json(other / "vae" / "w.pt", "new")
+    assert (twin / "vae/w.pt").read_text(encoding="utf-8") == "same"
 
 
 def test_what_may_be_written_into_again_is_never_linked(tmp_path):
     twin, staging = folder_pair(tmp_path)
     staging.share(twin, rewritten=True)
     staging.publish()
-    place = tmp_path / "save" / "x-non-ema" / "vae/w.safetensors"
-    assert not same_file(twin / "vae/w.safetensors", place)
+    place = tmp_path / "save" / "x-non-ema" / "vae/w.pt"
+    assert not same_file(twin / "vae/w.pt", place)
     place.write_text("else", encoding="utf-8")
-    assert (twin / "vae/w.safetensors").read_text(encoding="utf-8") == "same"
+    assert (twin / "vae/w.pt").read_text(encoding="utf-8") == "same"
 
 
 def test_where_the_file_system_has_no_links_copies_stay(tmp_path, mocker):
@@ -600,3 +597,33 @@ def test_a_full_disk_is_not_tried_twice(tmp_path, mocker):
     mocker.patch.object(os, "link", side_effect=OSError(errno.ENOSPC, "full"))
     with pytest.raises(OSError, match="full"):
         store.link_or_copy(tmp_path / "a" / "w.pt", tmp_path / "b" / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "value", "equal"),
+    [
+        ({"a": "1", "b": "2"}, 1.0, True),
+        ({"a": "1", "b": "3"}, 1.0, False),
+        ({"a": "1", "b": "2"}, 2.0, False),
+    ],
+)
+def test_headers_are_the_same_in_any_order(tmp_path, metadata, value, equal):
+    """safetensors writes the keys of the metadata in random order."""
+    twin = tmp_path / "save" / "x"
+    twin.mkdir(parents=True)
+    staging = Staging(tmp_path / "save" / "y", workspace=tmp_path)
+    staging.path.mkdir()
+    save_file({"w": torch.full((3,), 1.0)}, twin / "w.safetensors", metadata={"b": "2", "a": "1"})
+    for _ in range(8):
+        save_file({"w": torch.full((3,), value)}, staging.path / "w.safetensors", metadata=metadata)
+        assert bool(staging.share(twin, rewritten=False)) == equal
+        assert (staging.path / "w.safetensors").samefile(twin / "w.safetensors") == equal
+        (staging.path / "w.safetensors").unlink()
+
+
+def test_what_is_no_model_is_never_the_same(tmp_path):
+    twin = tmp_path / "save" / "x"
+    fill(twin, {"w.safetensors": "no model"})
+    staging = Staging(tmp_path / "save" / "y", workspace=tmp_path)
+    fill(staging.path, {"w.safetensors": "no model"})
+    assert staging.share(twin, rewritten=False) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,22 @@ class Marked:
     subclass answers with the marks added; the hash, which is computed elsewhere, stays right.
     """
 
-    def __init__(self, model: Any, marks: dict[str, str], *, title: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        marks: dict[str, str],
+        *,
+        title: str,
+        equal: Callable[[str | None], tuple[dict[str, str], str] | None] = lambda _: None,
+    ) -> None:
         """Prepare; nothing is changed before it is entered.
 
         Args:
             model: OneTrainer's model; its ``model_spec`` is exchanged for the time.
             marks: Keys and values to add.
             title: Replaces ``modelspec.title``, which otherwise is the base model's in every file.
+            equal: Asked for each header by its tensors' hash; other marks and another title where these are to
+                be used instead.
         """
         self._model = model
         self._original = model.model_spec
@@ -35,7 +45,8 @@ class Marked:
         base_class = type(base)
 
         def to_dict(spec: Any) -> dict[str, Any]:
-            return {**base_class.to_dict(spec), **marks}
+            own_marks, spec.title = equal(spec.hash_sha256) or (marks, title)
+            return {**base_class.to_dict(spec), **own_marks}
 
         self._spec = copy.copy(base)
         self._spec.__class__ = type(base_class.__name__, (base_class,), {"to_dict": to_dict})

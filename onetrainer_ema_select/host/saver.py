@@ -139,6 +139,7 @@ class SetWriter:
         """
         self._waiting = set(paths)
         self._sets = tuple(paths)
+        self._session.equal_parts.begin()
         for path in list(paths.values())[:1]:
             self._session.space.before("save", path, count=len(paths), dtype=self._request.dtype)
         for position, (weight_set, path) in enumerate(paths.items()):
@@ -169,12 +170,19 @@ class SetWriter:
         session = self._session
         marks = self._marks(weight_set)
         progress = self._progress
-        title = f"{path.stem} ({weight_set}, epoch {progress.epoch}, step {progress.global_step})"
+        moment = f"epoch {progress.epoch}, step {progress.global_step}"
+        title = f"{path.stem} ({weight_set}, {moment})"
         staging = store.Staging(path, workspace=session.workspace)
         try:
             with contextlib.ExitStack() as stack:
                 # Noted in the session first: an interrupt in their undoing is made good by settle().
-                marked = Marked(self._request.model, marks, title=title)
+                common = self._common_marks(), f"{(twin or path).stem} ({' and '.join(map(str, self._sets))}, {moment})"
+
+                def equal(tensor_hash: str | None) -> tuple[dict[str, str], str] | None:
+                    same = session.equal_parts.is_equal(tensor_hash, second=twin is not None)
+                    return common if same and staging.path.is_dir() else None
+
+                marked = Marked(self._request.model, marks, title=title, equal=equal)
                 session.undo.append(marked)
                 stack.enter_context(marked)
                 if weight_set is WeightSet.EMA:
@@ -242,11 +250,13 @@ class SetWriter:
             # The model itself is on the disk; only a milestone might be written twice after a crash.
             session.reporter.problem(f"{path} was saved, but could not be noted in the list of saves.", error)
 
-    def _marks(self, weight_set: WeightSet) -> dict[str, str]:
+    def _common_marks(self) -> dict[str, str]:
+        """What is said of a part that is the same in all sets of this moment."""
         session, progress = self._session, self._progress
+        sets = ", ".join(map(str, self._sets))
         marks = {
-            "ema_select.set": str(weight_set),
-            "ema_select.sets": ", ".join(map(str, self._sets)),
+            "ema_select.set": sets,
+            "ema_select.sets": sets,
             "ema_select.run": session.run,
             "ema_select.step": str(progress.global_step),
             "ema_select.epoch": str(progress.epoch),
@@ -255,6 +265,11 @@ class SetWriter:
         }
         if self._milestones:
             marks["ema_select.milestone"] = ", ".join(self._milestones)
+        return marks
+
+    def _marks(self, weight_set: WeightSet) -> dict[str, str]:
+        session = self._session
+        marks = {**self._common_marks(), "ema_select.set": str(weight_set)}
         if weight_set is WeightSet.EMA and session.ema is not None:
             tracks = session.ema.tracks
             marks["ema_select.decay"] = str(tracks.decay)

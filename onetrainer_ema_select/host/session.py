@@ -16,6 +16,7 @@ from onetrainer_ema_select import store
 from onetrainer_ema_select.checksums import ChecksumWriter
 from onetrainer_ema_select.errors import SECTION, EmaSelectError, ResumeError, SettingProblem, SettingsError
 from onetrainer_ema_select.host.ema import HostEma
+from onetrainer_ema_select.host.equal_parts import EqualParts
 from onetrainer_ema_select.host.ledger import Ledger
 from onetrainer_ema_select.host.milestones import MilestoneWatch
 from onetrainer_ema_select.host.parameters import name_parameters
@@ -98,6 +99,7 @@ class Session:
         self.run = manifest.run if manifest is not None else uuid.uuid4().hex
         self.parked: list[ParkedRecord] = list(manifest.parked) if manifest is not None else []
         self.ledger = Ledger(self.workspace)
+        self.equal_parts = EqualParts()
         self.milestones = MilestoneWatch(settings.milestones)
         if contents is not None and manifest is not None:
             self.milestones.pending = self._owed_milestones(manifest)

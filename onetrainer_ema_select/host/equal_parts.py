@@ -1,0 +1,36 @@
+"""Parts of a model that are the same in both sets."""
+
+from __future__ import annotations
+
+
+class EqualParts:
+    """Knows the parts of a model that are the same in both sets, because they are not trained.
+
+    A folder's part with a header of its own says of which set it is; one that is the same in both says so, with
+    the same words in both folders, so that the two can be one file. Parts are known by the hash that OneTrainer
+    puts into the header: those that both sets of one save have.
+    """
+
+    def __init__(self) -> None:
+        """Know of none yet: the first save of a run is written in full."""
+        self._equal: set[str] = set()
+        self._first: set[str] = set()
+
+    def begin(self) -> None:
+        """Forget what the last save's first set has written."""
+        self._first.clear()
+
+    def is_equal(self, tensor_hash: str | None, *, second: bool) -> bool:
+        """Whether the other set has the same part, as far as is known; notes the part.
+
+        Args:
+            tensor_hash: As in the header, None where OneTrainer has not worked one out.
+            second: Whether it is written as a part of the second set.
+        """
+        if not tensor_hash:
+            return False
+        if not second:
+            self._first.add(tensor_hash)
+        elif tensor_hash in self._first:
+            self._equal.add(tensor_hash)
+        return tensor_hash in self._equal
