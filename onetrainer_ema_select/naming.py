@@ -36,6 +36,23 @@ def paired_name(destination: str, suffix: Suffix) -> str:
     return f"{stem}-{suffix}{ending}{separators}"
 
 
+def shortened(name: str, *, limit: int = 160) -> str:
+    """Return a name that fits where the given one is too long for a file system; its two ends stay.
+
+    Args:
+        name: A file's or folder's name, without what it lies in.
+        limit: Bytes that it may have. Most file systems allow 255; what lies beside it is longer.
+    """
+    stem, ending, _ = split(name)
+    if len(os.fsencode(name)) <= limit:
+        return name
+    _, weight_set = is_paired_name(name)
+    suffix = "" if weight_set is None else f"-{SUFFIXES[weight_set]}"
+    room = limit - len(os.fsencode(suffix + ending))
+    kept = os.fsencode(stem)[:room].decode("utf-8", errors="ignore")
+    return f"{kept}{suffix}{ending}"
+
+
 def is_paired_name(name: str) -> tuple[str, WeightSet | None]:
     """Tell whether a name has a set's suffix, and what it is without.
 

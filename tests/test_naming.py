@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from onetrainer_ema_select.naming import Suffix, companions, is_paired_name, paired_name, set_suffix
+from onetrainer_ema_select.naming import Suffix, companions, is_paired_name, paired_name, set_suffix, shortened
 from onetrainer_ema_select.settings import WeightSet
 
 NAMES = st.text(st.sampled_from("aZ0 ._-中模型é%") | st.characters(exclude_characters="/\\:\x00"), min_size=1)
@@ -120,3 +120,18 @@ def test_companions_follow_their_set(folder: str, name: str, ending: str, suffix
     assume(os.path.splitext(destination)[1])  # noqa: PTH122 - a name of dots only has no ending for the host
     own, other = companions(destination), companions(paired_name(destination, suffix))
     assert not set(own) & set(other)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "x" * 160, "模" * 40 + "-non-ema.safetensors"])
+def test_a_name_that_fits_stays(name: str) -> None:
+    assert shortened(name) == name
+
+
+@pytest.mark.parametrize("stem", ["x" * 240, "模" * 90])
+@pytest.mark.parametrize("ending", ["", ".safetensors", "-non-ema.safetensors", "-ema"])
+def test_a_name_that_is_too_long_keeps_its_set_and_ending(stem: str, ending: str) -> None:
+    short = shortened(stem + ending)
+    assert len(short.encode()) <= 160
+    assert short.endswith(ending)
+    assert stem.startswith(short.removesuffix(ending))
+    assert is_paired_name(short)[1] == is_paired_name(stem + ending)[1]

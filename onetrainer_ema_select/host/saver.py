@@ -19,7 +19,7 @@ from onetrainer_ema_select.host.metadata import Marked, mark_files
 from onetrainer_ema_select.host.pinned import pin
 from onetrainer_ema_select.host.request import SaveRequest
 from onetrainer_ema_select.host.session import Session, session_of
-from onetrainer_ema_select.naming import paired_name, set_suffix
+from onetrainer_ema_select.naming import paired_name, set_suffix, shortened
 from onetrainer_ema_select.settings import WeightSet
 from onetrainer_ema_select.state_dict_view import StateDictView
 from onetrainer_ema_select.workspace import OUTPUT_FOLDER, SAVE_FOLDER
@@ -94,7 +94,10 @@ class SetWriter:
         self._write_sets(paths, after="It is tried in another place.")
         session.publisher.collect(wait=True)
         self._final = False
-        second = {weight_set: session.workspace / OUTPUT_FOLDER / paths[weight_set].name for weight_set in self._errors}
+        second = {
+            weight_set: session.workspace / OUTPUT_FOLDER / shortened(paths[weight_set].name)
+            for weight_set in self._errors
+        }
         reasons = dict(self._errors)
         self._errors.clear()
         self._write_sets(second, after="It is lost.")
