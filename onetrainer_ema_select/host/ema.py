@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onetrainer_ema_select.host.interrupts import interrupts_deferred
 from onetrainer_ema_select.tracks import WeightTracks
 
 
@@ -60,7 +61,8 @@ class HostEma:
         """Average, if an update is due. A failure is reported and does not end the training."""
         self.tracks.show_live()  # outside: a run that cannot have its own weights back must not go on
         try:
-            self.tracks.step(parameters, optimization_step)
+            with interrupts_deferred():
+                self.tracks.step(parameters, optimization_step)
         except Exception as error:  # noqa: BLE001 - nothing of ours may end a run
             self._failed(optimization_step, error)
 

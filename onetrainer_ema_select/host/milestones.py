@@ -13,6 +13,7 @@ class MilestoneWatch:
     Attributes:
         pending: Names of the milestones that are due but not written yet. OneTrainer serves a save before the
             next batch, and only when no gradient is pending.
+        saved: Of those, the ones whose models are on the disk, and only their backup is not.
     """
 
     def __init__(self, text: str) -> None:
@@ -24,6 +25,12 @@ class MilestoneWatch:
         self._milestones = parse_milestones(text)
         self._previous: Position | None = None
         self.pending: tuple[str, ...] = ()
+        self.saved: frozenset[str] = frozenset()
+
+    @property
+    def unsaved(self) -> tuple[str, ...]:
+        """Those of the pending ones whose models are not on the disk."""
+        return tuple(name for name in self.pending if name not in self.saved)
 
     def begin(self, train_progress: Any) -> None:
         """Note where the run begins; what lies before is done or owed by ``pending``."""
@@ -58,6 +65,7 @@ class MilestoneWatch:
     def served(self, names: tuple[str, ...]) -> None:
         """Strike out milestones that are on the disk."""
         self.pending = tuple(name for name in self.pending if name not in names)
+        self.saved -= frozenset(names)
 
 
 def position(train_progress: Any) -> Position:

@@ -16,7 +16,7 @@ from onetrainer_ema_select.host.session import Session
 from onetrainer_ema_select.integrity import backup_problem
 from onetrainer_ema_select.manifest import FOLDER, read_manifest
 from onetrainer_ema_select.schedule import is_repeating
-from onetrainer_ema_select.workspace import MILESTONE_FOLDER, pinned_backups
+from onetrainer_ema_select.workspace import MILESTONE_FOLDER, is_pinned, pinned_backups
 
 _MAX_NAME = 80
 
@@ -32,9 +32,10 @@ def pin(session: Session, request: SaveRequest, milestones: tuple[str, ...]) -> 
         request: The save that OneTrainer asked for at this milestone.
         milestones: The milestones that leave a backup; nothing is done where there are none.
     """
+    model = request.model
+    milestones = tuple(name for name in milestones if not _is_done(session, name, model.train_progress.global_step))
     if not milestones:
         return
-    model = request.model
     place = session.workspace / MILESTONE_FOLDER / pinned_name(model.train_progress, milestones)
     try:
         session.reporter.say(f"Pinning a backup of the milestone {', '.join(milestones)}: {place}")
@@ -68,6 +69,14 @@ def pinned_name(progress: Any, milestones: tuple[str, ...]) -> str:
     time = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     slug = re.sub(r"[^0-9A-Za-z.]+", "-", "_".join(milestones).replace("%", " percent")).strip("-.")
     return f"{time}-backup-{progress.filename_string()}-{slug[:_MAX_NAME].rstrip('-.')}"
+
+
+def _is_done(session: Session, milestone: str, step: int) -> bool:
+    """Whether a milestone has its backup, though its models are still owed because they could not be written."""
+    if milestone in session.pinned:
+        return True
+    resumed_here = session.contents is not None and session.contents.step == step
+    return resumed_here and is_pinned(session.workspace, milestone, step=step, run=session.run)
 
 
 def _rolling_backup_of(session: Session, step: int) -> Path | None:

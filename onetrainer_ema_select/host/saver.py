@@ -81,10 +81,12 @@ class SetWriter:
         failure is kept for the end of the run, so that OneTrainer can finish its own.
         """
         session = self._session
-        if session.milestones.pending:
+        if session.milestones.unsaved:
             # OneTrainer serves a save before the next batch, and there is none.
             with contextlib.suppress(Exception):  # reported by write(), and the milestone stays owed
                 SetWriter(session, self._request).write(self._in_training_destination())
+        elif session.milestones.pending:
+            self._pin(session.milestones.pending)
         paths = {
             weight_set: path
             for weight_set, path in self._paths(destination, session.sets_written(milestone=True)).items()
@@ -116,13 +118,21 @@ class SetWriter:
             Exception: What the primary set's saver raised, for OneTrainer to show as its own. A failure of
                 the other set is reported and does not hide that this one is there.
         """
-        self._milestones = self._session.milestones.pending
+        pending = self._session.milestones.pending
+        self._milestones = self._session.milestones.unsaved
         paths = self._paths(destination, self._session.sets_written(milestone=bool(self._milestones)))
         self._write_sets(paths, after="Training goes on, and the next due save tries again.")
-        pin(self._session, self._request, self._session.settings.pinned_milestones(self._milestones))
+        self._pin(pending)
         primary = next(iter(paths))
         if primary in self._errors:
             raise self._errors[primary]
+
+    def _pin(self, milestones: tuple[str, ...]) -> None:
+        """Leave the backups that milestones ask for. What is interrupted is done again, what has failed is not."""
+        watch = self._session.milestones
+        pin(self._session, self._request, self._session.settings.pinned_milestones(milestones))
+        self._session.pinned.update(milestones)
+        watch.served(tuple(name for name in milestones if name in watch.saved))
 
     def _paths(self, destination: Path, sets: tuple[WeightSet, ...]) -> dict[WeightSet, Path]:
         """Where each set belongs."""
@@ -210,7 +220,9 @@ class SetWriter:
                 return
             self._waiting.discard(weight_set)
             if not self._waiting:
-                session.milestones.served(self._milestones)
+                watch = session.milestones
+                watch.saved |= frozenset(self._milestones)
+                watch.served(tuple(name for name in self._milestones if name in session.pinned))
 
         # A later run may write its final output into the same folder again, a save's folder is of one moment.
         rewritten = self._final or not path.is_relative_to(session.workspace / SAVE_FOLDER)

@@ -73,6 +73,7 @@ class Session:
         space: Says so when something will not fit on its disk.
         lost: What was asked for and is not on the disk at the end.
         final_done: Sets whose final output an earlier start of this run has written already.
+        pinned: Milestones whose backup this run has written, or has tried to, or that leave none.
         last_backup: The newest backup that this run has written.
         lost_backup: The last due one with its reason, if it could not be written.
     """
@@ -118,6 +119,7 @@ class Session:
         self.ending = False
         self.lost: list[str] = []
         self.final_done: frozenset[WeightSet] = frozenset()
+        self.pinned: set[str] = set()
         self.last_backup: Path | None = None
         self.lost_backup = ""
 
@@ -138,13 +140,13 @@ class Session:
             run=self.run,
             sets=self.settings.sets_written(has_ema=self.ema_on, milestone=True),
         )
-        backups = self.settings.pinned_milestones(due)
-        return tuple(
+        self.milestones.saved = frozenset(due) - frozenset(saves)
+        unpinned = [
             name
-            for name in due
-            if name in saves
-            or (name in backups and not is_pinned(self.workspace, name, step=manifest.step, run=self.run))
-        )
+            for name in self.settings.pinned_milestones(due)
+            if not is_pinned(self.workspace, name, step=manifest.step, run=self.run)
+        ]
+        return tuple(name for name in due if name in saves or name in unpinned)
 
     # -- choosing ----------------------------------------------------------------------------------------
 
