@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +30,9 @@ _LAST_NAMES = frozenset({FOLDER, "manifest.json", "ema_select.json", "meta.json"
 
 
 _CHUNK = 1 << 20
+
+# Bytes. What a failed write has left of the last blocks.
+_NOTHING_LEFT = 1 << 20
 
 # How often two threads may meet in the same instant before it is taken for something else.
 _TRIES = 100
@@ -91,6 +95,28 @@ class Staging:
     def path(self) -> Path:
         """Where to write instead of the destination: same base name, private folder."""
         return self.folder / self.destination.name
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Path]:
+        """Where to write, with a full disk called by its name.
+
+        torch says of a full disk no more than that writing has failed.
+
+        Raises:
+            OSError: In the place of another error, where no space is left.
+        """
+        try:
+            yield self.path
+        except OSError:
+            raise
+        except Exception as error:
+            try:
+                free = shutil.disk_usage(self.folder).free
+            except OSError:
+                raise error from None
+            if free < _NOTHING_LEFT:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.destination)) from error
+            raise
 
     def share(self, twin: Path, *, rewritten: bool) -> int:
         """Have tensor files that are equal to a twin's take no space of their own, where the file system can.

@@ -627,3 +627,26 @@ def test_what_is_no_model_is_never_the_same(tmp_path):
     staging = Staging(tmp_path / "save" / "y", workspace=tmp_path)
     fill(staging.path, {"w.safetensors": "no model"})
     assert staging.share(twin, rewritten=False) == 0
+
+
+@pytest.mark.parametrize("free", [0, 10**9])
+def test_an_error_on_a_full_disk_is_called_by_its_name(tmp_path, mocker, free):
+    """torch only says that writing has failed."""
+    staging = Staging(tmp_path / "backup" / "b", workspace=tmp_path)
+    mocker.patch.object(store.shutil, "disk_usage", return_value=mocker.Mock(free=free))
+    expected = (
+        pytest.raises(OSError, match="No space left") if free == 0 else pytest.raises(RuntimeError, match="torch")
+    )
+    with expected as caught, staging.writing() as place:
+        assert place == staging.path
+        raise RuntimeError("torch has failed")
+    if free == 0:
+        assert caught.value.errno == errno.ENOSPC
+        assert str(caught.value.__cause__) == "torch has failed"
+
+
+def test_an_error_stays_what_it_is_where_the_disk_cannot_be_asked(tmp_path, mocker):
+    staging = Staging(tmp_path / "backup" / "b", workspace=tmp_path)
+    mocker.patch.object(store.shutil, "disk_usage", side_effect=OSError("gone"))
+    with pytest.raises(RuntimeError, match="torch has failed"), staging.writing():
+        raise RuntimeError("torch has failed")

@@ -33,7 +33,8 @@ def write_backup(session: Session, request: SaveRequest, destination: Path) -> N
     try:
         staging = store.Staging(destination, workspace=session.workspace)
         try:
-            request.write(staging.path)
+            with staging.writing() as place:
+                request.write(place)
             describe(session, request.model, staging.path)
             staging.publish()
         finally:

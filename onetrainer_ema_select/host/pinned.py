@@ -46,7 +46,8 @@ def pin(session: Session, request: SaveRequest, milestones: tuple[str, ...]) -> 
                 _copy_backup(same, staging.path)
             else:
                 session.space.before("backup", place, count=1, dtype=None)
-                request.as_backup().write(staging.path)
+                with staging.writing() as path:
+                    request.as_backup().write(path)
                 _add_config(session, staging.path)
             describe(session, model, staging.path, milestones=milestones)
             staging.publish()

@@ -202,7 +202,7 @@ class SetWriter:
                     view = StateDictView(session.sites, session.average, dtype=self._request.dtype)
                     session.undo.append(view)
                     stack.enter_context(view)
-                self._request.write(staging.path)
+                self._request.write(stack.enter_context(staging.writing()))
             session.undo.clear()
             mark_files(staging.path, marks)
         except BaseException:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 from safetensors import safe_open
+
+from onetrainer_ema_select.checksums import verify_backup, verify_model
+from onetrainer_ema_select.workspace import scan_workspace, size_of
 
 from .bench.recording import Recording, difference
 from .bench.scenario import Scenario, steps
@@ -89,3 +95,42 @@ def test_a_last_due_backup_that_fails_is_no_success(bench: Bench) -> None:
     assert "(it is gone; OneTrainer removes one that it cannot finish)" in ended_with(gone)
     for recording in (later, one, gone):
         assert not [path for path in recording.workspace.rglob("*") if path.name == "half"]
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="a disk of its own is made with mount")
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 0.95])
+def test_a_disk_that_fills_costs_no_step_and_leaves_nothing_half(
+    bench: Bench, whole: Recording, busy: Recording, share: float
+) -> None:
+    scenario = Scenario(bench, f"full-{share}")
+    disk = scenario.run / "workspace"
+    disk.mkdir()
+    size = int(share * size_of(busy.workspace))
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        [full] = scenario.start(schedule=BUSY, ema_select=MILESTONE).results()
+        assert "No space left on device" in ended_with(full) + full.output
+        for step in range(1, 9):
+            for kind in ("live", "ema"):
+                assert difference(full.step(step, kind), busy.step(step, kind)) == 0.0
+        view = scan_workspace(disk)
+        for backup in (*view.backups, *view.milestones):
+            assert verify_backup(backup.path).problem == ""
+        for save in view.saves:
+            assert verify_model(save.path).problem == ""
+        assert not [path for path in disk.rglob("*") if "staging" in path.name or path.name.endswith(".tmp")]
+        assert set(files(full)) == {"EMA", "NON_EMA"}  # its place is on another disk
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+BUSY = steps(2, backup_every=2, save_every=2, backup_at_end=True)
+MILESTONE = {"milestones": "4 steps"}
+
+
+@pytest.fixture(scope="module")
+def busy(bench: Bench) -> Recording:
+    """A run that writes much."""
+    return Scenario(bench, "busy").finish(schedule=BUSY, ema_select=MILESTONE)
