@@ -68,11 +68,11 @@ def archive_problem(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:
-        # the table is written last, so a file without one was cut short (or never was an archive)
-        return f"is cut short or not a torch file ({path.stat().st_size} bytes)"
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
+    except Exception:  # noqa: BLE001 - damaged tables make zipfile raise errors of many kinds
+        # the table is written last, so a file without one was cut short (or never was an archive)
+        return f"is cut short or not a torch file ({path.stat().st_size} bytes)"
     return "" if names else "is empty"
 
 

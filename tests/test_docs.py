@@ -37,6 +37,7 @@ KEYS = set(EmaSelectSettings.model_fields)
 # Named like settings, but they stand in the header of a model file, or in the folder of a model.
 METADATA = {
     "set",
+    "sets",
     "run",
     "step",
     "epoch",
