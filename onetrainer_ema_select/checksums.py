@@ -7,6 +7,7 @@ carry themselves.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import threading
@@ -25,6 +26,7 @@ from onetrainer_ema_select.manifest import FOLDER, MANIFEST_NAME
 
 FILE = Path(FOLDER, "checksums.json")
 _CHUNK = 1 << 22
+_MODEL_SUFFIXES = store.TENSOR_SUFFIXES | {".ckpt", ".pth"}
 _MAX_BYTES = 16 * 1024 * 1024
 
 Advance = Callable[[int], object]
@@ -90,11 +92,18 @@ class ChecksumWriter:
         self.wait()
         self._stop.clear()
 
-    def wait(self) -> None:
-        """Wait for what has been begun."""
-        while self._begun:
-            self._begun[0].result()
-            self._begun.pop(0)
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for what has been begun.
+
+        Args:
+            seconds: How long at most; None for as long as it takes.
+
+        Returns:
+            Whether it is done.
+        """
+        done, _ = concurrent.futures.wait(self._begun, timeout=seconds)
+        self._begun = [future for future in self._begun if future not in done]
+        return not self._begun
 
     def _write(self, folder: Path) -> None:
         try:
@@ -165,28 +174,36 @@ def verify_backup(folder: Path, *, advance: Advance = lambda _: None) -> Verdict
 def verify_model(path: Path, *, advance: Advance = lambda _: None) -> Verdict:
     """Compare the tensors of a saved model file with the hash that OneTrainer has put into its header.
 
-    Formats without one, and folders, are only looked at from outside: headers and sizes.
+    Files without one are read from beginning to end, and their headers or archives' own sums looked at.
     """
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    compared = False
+    found = [path] if path.is_file() else sorted(path.rglob("*"))
+    files = [file for file in found if file.suffix in _MODEL_SUFFIXES]
+    compared = 0
     for file in files:
-        if file.suffix != ".safetensors":
-            continue
         try:
-            header = read_safetensors_header(file)
-            metadata = header.get("__metadata__")
-            noted = str(metadata.get("modelspec.hash_sha256", "")) if isinstance(metadata, dict) else ""
-            if not noted.startswith("0x"):
-                advance(file.stat().st_size)
-                continue
-            compared = True
-            if _tensor_hash(file, header, advance) != noted.removeprefix("0x"):
-                return Verdict(f"{file.name}: its tensors have another checksum than its header says", True, len(files))
-        except (ValueError, TypeError, KeyError) as error:
-            return Verdict(f"{file.name} {error}", compared, len(files))
+            if file.suffix == ".safetensors":
+                header = read_safetensors_header(file)
+                metadata = header.get("__metadata__")
+                noted = str(metadata.get("modelspec.hash_sha256", "")) if isinstance(metadata, dict) else ""
+                if noted.startswith("0x"):
+                    compared += 1
+                    if _tensor_hash(file, header, advance) != noted.removeprefix("0x"):
+                        problem = f"{file.name}: its tensors have another checksum than its header says"
+                        return Verdict(problem, checksums=True, files=len(files))
+                    continue
+            elif zipfile.is_zipfile(file) and (broken := _broken_member(file)):
+                return Verdict(f"{file.name} is damaged ({broken})", checksums=False, files=len(files))
+            _sha256(file, advance=advance)
         except OSError as error:
-            return Verdict(f"{file.name} cannot be read ({error.strerror or error})", compared, len(files))
-    return Verdict("", compared, len(files))
+            return Verdict(f"{file.name} cannot be read ({error.strerror or error})", False, len(files))
+        except Exception as error:  # noqa: BLE001 - damaged archives make zipfile raise errors of many kinds
+            return Verdict(f"{file.name} {error}", checksums=False, files=len(files))
+    return Verdict("", checksums=bool(files) and compared == len(files), files=len(files))
+
+
+def _broken_member(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def _checked_files(folder: Path) -> Iterator[Path]:
@@ -236,8 +253,7 @@ def _verify_without(folder: Path, advance: Advance) -> Verdict:
         name = path.relative_to(folder).as_posix()
         try:
             if path.suffix == ".pt":
-                with zipfile.ZipFile(path) as archive:
-                    broken = archive.testzip()
+                broken = _broken_member(path)
                 if broken is not None:
                     return Verdict(f"{name} is damaged ({broken})", checksums=False, files=len(files))
             else:

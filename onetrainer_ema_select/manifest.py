@@ -83,11 +83,13 @@ class LegRecord(_Record):
     """The stretch of a run that began with one set of ``resume_*`` choices.
 
     Attributes:
+        id: Tells it from other legs of the same run; empty for the first one.
         choices: The choices that began it; None for a run that was not resumed.
         began_from: Name of the backup it began from, empty for a fresh start.
         began_at_step: The host's ``global_step`` then.
     """
 
+    id: str = ""
     choices: dict[str, str] | None = None
     began_from: str = ""
     began_at_step: Count = 0

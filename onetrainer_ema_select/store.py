@@ -342,12 +342,23 @@ def flush(file: Path) -> None:
     Raises:
         OSError: If it cannot, for instance because the disk is full.
     """
-    # Windows flushes only what is open for writing.
-    descriptor = os.open(file, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    descriptor = _open_for_flush(file)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _open_for_flush(file: Path) -> int:
+    for pause in (*_RETRY_SECONDS, None):
+        try:
+            # Windows flushes only what is open for writing.
+            return os.open(file, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        except PermissionError:
+            if pause is None or os.name != "nt":
+                raise
+            time.sleep(pause)
+    raise AssertionError
 
 
 def flush_folder(folder: Path) -> None:
@@ -367,8 +378,9 @@ def flush_folder(folder: Path) -> None:
 def _private_folder(root: Path) -> Path:
     """A new folder in a root that another staging may be removing, being the last one in it, at this moment."""
     for _ in range(_TRIES):
-        # The first where it vanished after it was made, the other where it did so while `mkdir` looked at it.
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
+        # The first where it vanished after it was made, the second where it did so while `mkdir` looked at it, the
+        # third where it is on its way on Windows.
+        with contextlib.suppress(FileNotFoundError, FileExistsError, PermissionError):
             root.mkdir(parents=True, exist_ok=True)
             return Path(tempfile.mkdtemp(dir=root))
     root.mkdir(parents=True, exist_ok=True)
@@ -399,7 +411,8 @@ def _replace(source: Path, target: Path, prefix: str) -> None:
             source.replace(target)
             return
         except PermissionError:
-            if pause is None or not os.path.lexists(target):
+            # On Windows also where there is nothing yet: what was just written is what a scanner has open.
+            if pause is None or not (os.name == "nt" or os.path.lexists(target)):
                 raise
             time.sleep(pause)
         except OSError as error:

@@ -235,10 +235,12 @@ def pinned_backups(workspace: Path) -> tuple[tuple[Path, Manifest], ...]:
     return tuple(found)
 
 
-def is_pinned(workspace: Path, milestone: str, *, step: int, run: str) -> bool:
-    """Whether the backup of a run's milestone is there and whole."""
+def is_pinned(workspace: Path, milestone: str, *, step: int, run: str, leg: str) -> bool:
+    """Whether the backup of a milestone of a leg of a run is there and whole."""
     return any(
-        (manifest.run, manifest.step) == (run, step) and milestone in manifest.milestones and not backup_problem(folder)
+        (manifest.run, manifest.leg.id, manifest.step) == (run, leg, step)
+        and milestone in manifest.milestones
+        and not backup_problem(folder)
         for folder, manifest in pinned_backups(workspace)
     )
 

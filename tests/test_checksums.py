@@ -142,10 +142,28 @@ class TestModels:
         flip_last_byte(path)
         assert verify_model(path).problem == "x.safetensors: its tensors have another checksum than its header says"
 
-    def test_without_a_hash_only_the_header_is_read(self, tmp_path: Path) -> None:
+    def test_without_a_hash_it_is_read_from_beginning_to_end(self, tmp_path: Path) -> None:
         save_file({"a": torch.ones(3)}, tmp_path / "x.safetensors")
-        assert verify_model(tmp_path / "x.safetensors") == checksums.Verdict("", checksums=False, files=1)
-        assert verify_model(tmp_path / "x.ckpt") == checksums.Verdict("", checksums=False, files=1)
+        torch.save({"a": torch.full((4, 2), 4.0)}, tmp_path / "x.ckpt")
+        for name in ("x.safetensors", "x.ckpt"):
+            read: list[int] = []
+            verdict = verify_model(tmp_path / name, advance=read.append)
+            assert verdict == checksums.Verdict("", checksums=False, files=1)
+            assert sum(read) == (tmp_path / name).stat().st_size
+
+    def test_an_archive_has_sums_of_its_own(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.ckpt"
+        torch.save({"a": torch.full((4, 2), 4.0)}, path)
+        number = torch.full((4, 2), 4.0).numpy().tobytes()
+        path.write_bytes(path.read_bytes().replace(number, number[:-1] + b"\x41"))
+        assert verify_model(path).problem.startswith("x.ckpt is damaged")
+
+    def test_a_folder_counts_as_compared_only_where_all_of_it_was(self, tmp_path: Path) -> None:
+        (tmp_path / "x").mkdir()
+        self.save(tmp_path / "x" / "a.safetensors")
+        assert verify_model(tmp_path / "x").checksums
+        save_file({"a": torch.ones(3)}, tmp_path / "x" / "b.safetensors")
+        assert verify_model(tmp_path / "x") == checksums.Verdict("", checksums=False, files=2)
 
     def test_a_folder(self, tmp_path: Path) -> None:
         folder = tmp_path / "x"

@@ -38,6 +38,7 @@ KEYS = set(EmaSelectSettings.model_fields)
 METADATA = {
     "set",
     "sets",
+    "leg",
     "run",
     "step",
     "epoch",

@@ -102,6 +102,6 @@ def backup_manifest(session: Session, model: Any, *, milestones: tuple[str, ...]
         ema=ema,
         leg=session.plan.leg,
         parked=tuple(session.parked),
-        pending_milestones=() if milestones else session.milestones.pending,
+        pending_milestones=session.milestones.pending,
         milestones=milestones,
     )

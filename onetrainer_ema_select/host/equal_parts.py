@@ -8,17 +8,20 @@ class EqualParts:
 
     A folder's part with a header of its own says of which set it is; one that is the same in both says so, with
     the same words in both folders, so that the two can be one file. Parts are known by the hash that OneTrainer
-    puts into the header: those that both sets of one save have.
+    puts into the header: those that both sets of an earlier save have had. For the first set that is a guess,
+    which :meth:`wrong` takes back where the second set turns out not to have the part.
     """
 
     def __init__(self) -> None:
         """Know of none yet: the first save of a run is written in full."""
         self._equal: set[str] = set()
         self._first: set[str] = set()
+        self._second: set[str] = set()
 
     def begin(self) -> None:
-        """Forget what the last save's first set has written."""
+        """Forget which parts the last save has had."""
         self._first.clear()
+        self._second.clear()
 
     def is_equal(self, tensor_hash: str | None, *, second: bool) -> bool:
         """Whether the other set has the same part, as far as is known; notes the part.
@@ -31,6 +34,20 @@ class EqualParts:
             return False
         if not second:
             self._first.add(tensor_hash)
-        elif tensor_hash in self._first:
-            self._equal.add(tensor_hash)
-        return tensor_hash in self._equal
+            return tensor_hash in self._equal
+        self._second.add(tensor_hash)
+        if tensor_hash not in self._first:
+            return False
+        self._equal.add(tensor_hash)
+        return True
+
+    @property
+    def guessed(self) -> bool:
+        """Whether the first set of this save says of a part that the second has it too."""
+        return bool(self._first & self._equal)
+
+    def wrong(self) -> frozenset[str]:
+        """The hashes for which that was not so, once the second set is written; they are not equal any more."""
+        found = frozenset(self._first & self._equal) - self._second
+        self._equal -= found
+        return found

@@ -27,6 +27,7 @@ class SaveRecord(BaseModel):
         epoch: Epochs finished.
         milestones: The milestones it was saved for.
         run: The run that wrote it; one workspace may have seen several.
+        leg: The leg of that run: one that was taken back has come by the same steps again.
         final: Whether it is the final output, at its own place.
     """
 
@@ -38,6 +39,7 @@ class SaveRecord(BaseModel):
     epoch: int
     milestones: tuple[str, ...] = ()
     run: str = ""
+    leg: str = ""
     final: bool = False
 
 
@@ -68,7 +70,7 @@ class Ledger:
         store.write_json(self._path, {"version": 1, "saves": saves})
 
     def still_pending(
-        self, milestones: tuple[str, ...], *, step: int, run: str, sets: Collection[WeightSet]
+        self, milestones: tuple[str, ...], *, step: int, run: str, leg: str, sets: Collection[WeightSet]
     ) -> tuple[str, ...]:
         """Of milestones that a backup made at ``step`` was still owed, those that were not written after all.
 
@@ -80,30 +82,32 @@ class Ledger:
             milestones: Their names.
             step: The step they were due at.
             run: The run that owes them; another one in the same workspace may have the same.
+            leg: The leg of that run.
             sets: The sets that belong to a milestone: it is done when all of them have been written.
         """
         written = {
             (name, record.weight_set)
             for record in self._records
-            if (record.step, record.run) == (step, run)
+            if (record.step, record.run, record.leg) == (step, run, leg)
             for name in record.milestones
         }
-        written |= _milestones_on_disk(self._saves, step=step, run=run)
+        written |= _milestones_on_disk(self._saves, step=step, run=run, leg=leg)
         return tuple(name for name in milestones if any((name, each) not in written for each in sets))
 
-    def finals(self, *, step: int, run: str) -> frozenset[WeightSet]:
-        """The sets whose final output a run has written at a step, as far as they are still there."""
+    def finals(self, *, step: int, run: str, leg: str) -> frozenset[WeightSet]:
+        """The sets whose final output a leg of a run has written at a step, as far as they are still there."""
         return frozenset(
             record.weight_set
             for record in self._records
-            if record.final and (record.step, record.run) == (step, run) and record.path.exists()
+            if record.final and (record.step, record.run, record.leg) == (step, run, leg) and record.path.exists()
         )
 
 
-def _milestones_on_disk(folder: Path, *, step: int, run: str) -> set[tuple[str, WeightSet]]:
+def _milestones_on_disk(folder: Path, *, step: int, run: str, leg: str) -> set[tuple[str, WeightSet]]:
     found = set()
     for path in folder.iterdir() if folder.is_dir() else ():
         marks = save_metadata(path) if is_save(path) else {}
-        if marks.get("run") == run and marks.get("step") == str(step) and marks.get("set") in WeightSet.__members__:
+        same = (marks.get("run"), marks.get("leg", ""), marks.get("step")) == (run, leg, str(step))
+        if same and marks.get("set") in WeightSet.__members__:
             found |= {(name, WeightSet[marks["set"]]) for name in marks.get("milestone", "").split(", ") if name}
     return found

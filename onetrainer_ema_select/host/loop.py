@@ -51,13 +51,60 @@ def last_backup_path(original: Callable[..., str | None], config: Any, *args: An
 
 
 def _attach(session: Session) -> None:
-    """Follow the run by wrapping two functions of its own objects, which are put back when it ends."""
+    """Follow the run by wrapping three functions of its own objects, which are put back when it ends."""
     from modules.util import multi_gpu_util
 
     trainer, callbacks = session.trainer, session.trainer.callbacks
     master = multi_gpu_util.is_master()
-    original_progress = callbacks.on_update_train_progress
+    original_train = trainer.train
     original_end = trainer.end
+
+    def train(*args: Any, **kwargs: Any) -> Any:
+        session.training = True
+        try:
+            return original_train(*args, **kwargs)
+        except BaseException:
+            # OneTrainer's `end` may never come.
+            session.checksums.stop()
+            session.publisher.collect(wait=True)
+            session.reporter.repeat_problems()
+            raise
+
+    def end(*args: Any, **kwargs: Any) -> None:
+        session.ending = True
+        try:
+            session.settle()
+            if master:
+                _take_up_final_output(session)
+            original_end(*args, **kwargs)
+            session.publisher.collect(wait=True)
+            session.finish_checksums()
+        except BaseException:
+            session.reporter.repeat_problems()
+            raise
+        finally:
+            trainer.__dict__.pop("train", None)
+            trainer.__dict__.pop("end", None)
+            callbacks.__dict__.pop("on_update_train_progress", None)
+            session.close()
+        if master:
+            session.finish()
+
+    _follow_progress(session)
+    trainer.train = train
+    trainer.end = end
+    if master:
+        try:
+            clear_leftovers(session)
+        except OSError as error:
+            session.reporter.problem("What an interrupted run left unfinished could not be removed.", error)
+        for sentence in session.skipped:
+            session.reporter.say(sentence)
+
+
+def _follow_progress(session: Session) -> None:
+    callbacks, trainer = session.trainer.callbacks, session.trainer
+    original_progress = callbacks.on_update_train_progress
 
     def on_update_train_progress(train_progress: Any, max_step: int, max_epoch: int, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -69,33 +116,7 @@ def _attach(session: Session) -> None:
             session.reporter.problem("The plugin could not follow the progress; a milestone may be missed.", error)
         return original_progress(train_progress, max_step, max_epoch, *args, **kwargs)
 
-    def end(*args: Any, **kwargs: Any) -> None:
-        session.ending = True
-        try:
-            session.settle()
-            if master:
-                _take_up_final_output(session)
-            original_end(*args, **kwargs)
-            session.publisher.collect(wait=True)
-        except BaseException:
-            session.reporter.repeat_problems()
-            raise
-        finally:
-            trainer.__dict__.pop("end", None)
-            callbacks.__dict__.pop("on_update_train_progress", None)
-            session.close()
-        if master:
-            session.finish()
-
     callbacks.on_update_train_progress = on_update_train_progress
-    trainer.end = end
-    if master:
-        try:
-            clear_leftovers(session)
-        except OSError as error:
-            session.reporter.problem("What an interrupted run left unfinished could not be removed.", error)
-        for sentence in session.skipped:
-            session.reporter.say(sentence)
 
 
 def _take_up_final_output(session: Session) -> None:
@@ -104,12 +125,12 @@ def _take_up_final_output(session: Session) -> None:
     By itself it would write none then, and what an earlier end could not write would stay lost.
     """
     trainer, model, contents = session.trainer, session.model, session.contents
-    if model is None or contents is None or getattr(trainer, "one_step_trained", None) is not False:
+    if contents is None or not session.training or getattr(trainer, "one_step_trained", None) is not False:
         return
     if getattr(session.config, "only_cache", False) or model.train_progress.epoch < session.config.epochs:
         return
     sets = session.sets_written(milestone=True)
-    session.final_done = session.ledger.finals(step=contents.step, run=session.run)
+    session.final_done = session.ledger.finals(step=contents.step, run=session.run, leg=session.plan.leg.id)
     missing = [set_suffix(weight_set) for weight_set in sets if weight_set not in session.final_done]
     if session.plan.weights is WeightSet.EMA or not (missing or session.milestones.pending):
         session.reporter.say("Nothing is left to train: the backup is of the end of the run. Nothing was written.")

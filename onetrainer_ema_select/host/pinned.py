@@ -25,44 +25,50 @@ def pin(session: Session, request: SaveRequest, milestones: tuple[str, ...]) -> 
     """Leave a resumable backup of this moment, and delete the oldest of repeating ones beyond ``milestone_keep``.
 
     A rolling backup of the same step is linked where the file system can, so that it costs no space of its own
-    as long as both are there; else OneTrainer's own saver writes another one.
+    as long as both are there; else OneTrainer's own saver writes another one. What goes wrong is reported.
 
     Args:
         session: The run.
         request: The save that OneTrainer asked for at this milestone.
         milestones: The milestones that leave a backup; nothing is done where there are none.
     """
-    model = request.model
-    milestones = tuple(name for name in milestones if not _is_done(session, name, model.train_progress.global_step))
-    if not milestones:
-        return
-    place = session.workspace / MILESTONE_FOLDER / pinned_name(model.train_progress, milestones)
+    names = ", ".join(milestones)
+    place = session.workspace / MILESTONE_FOLDER
     try:
-        session.reporter.say(f"Pinning a backup of the milestone {', '.join(milestones)}: {place}")
-        staging = store.Staging(place, workspace=session.workspace)
-        try:
-            same = _rolling_backup_of(session, model.train_progress.global_step)
-            if same is not None:
-                _copy_backup(same, staging.path)
-            else:
-                session.space.before("backup", place, count=1, dtype=None)
-                with staging.writing() as path:
-                    request.as_backup().write(path)
-                _add_config(session, staging.path)
-            describe(session, model, staging.path, milestones=milestones)
-            staging.publish()
-        finally:
-            staging.discard()
+        progress = request.model.train_progress
+        due = tuple(name for name in milestones if not _is_done(session, name, progress.global_step))
+        if due:
+            place /= pinned_name(progress, due)
+            session.reporter.say(f"Pinning a backup of the milestone {', '.join(due)}: {place}")
+            _write(session, request, place, due)
     except Exception as error:  # noqa: BLE001 - nothing of ours may end a run
         session.reporter.problem(
-            f"The backup of the milestone {', '.join(milestones)} could not be written to {place}. Check the disk "
-            "space and the folder.",
+            f"The backup of the milestone {names} could not be written to {place}. Check the disk space and the "
+            "folder.",
             error,
         )
-        session.lost.append(f"the backup of the milestone {', '.join(milestones)} ({error})")
+        session.lost.append(f"the backup of the milestone {names} ({error})")
         return
-    session.checksums.start(place)
-    _drop_oldest(session)
+    if due:
+        _drop_oldest(session, newest=place)
+        session.checksums.start(place)
+
+
+def _write(session: Session, request: SaveRequest, place: Path, milestones: tuple[str, ...]) -> None:
+    staging = store.Staging(place, workspace=session.workspace)
+    try:
+        same = _rolling_backup_of(session, request.model.train_progress.global_step)
+        if same is not None:
+            _copy_backup(same, staging.path)
+        else:
+            session.space.before("backup", place, count=1, dtype=None)
+            with staging.writing() as path:
+                request.as_backup().write(path)
+            _add_config(session, staging.path)
+        describe(session, request.model, staging.path, milestones=milestones)
+        staging.publish()
+    finally:
+        staging.discard()
 
 
 def pinned_name(progress: Any, milestones: tuple[str, ...]) -> str:
@@ -77,7 +83,7 @@ def _is_done(session: Session, milestone: str, step: int) -> bool:
     if milestone in session.pinned:
         return True
     resumed_here = session.contents is not None and session.contents.step == step
-    return resumed_here and is_pinned(session.workspace, milestone, step=step, run=session.run)
+    return resumed_here and is_pinned(session.workspace, milestone, step=step, run=session.run, leg=session.plan.leg.id)
 
 
 def _rolling_backup_of(session: Session, step: int) -> Path | None:
@@ -112,17 +118,20 @@ def _add_config(session: Session, folder: Path) -> None:
             shutil.copyfile(file, target / name)
 
 
-def _drop_oldest(session: Session) -> None:
+def _drop_oldest(session: Session, *, newest: Path) -> None:
+    """Keep the newest ones by the time in their names: a run that was taken back makes earlier steps later."""
     keep = session.settings.milestone_keep
     if keep == 0:
         return
-    repeating = [
-        (manifest.step, folder)
-        for folder, manifest in pinned_backups(session.workspace)
-        if manifest.run == session.run and all(is_repeating(name) for name in manifest.milestones)
-    ]
-    for _, folder in sorted(repeating, reverse=True)[keep:]:
-        try:
-            shutil.rmtree(folder)
-        except OSError as error:
-            session.reporter.problem(f"The old milestone backup {folder} could not be deleted.", error)
+    try:
+        repeating = [
+            folder
+            for folder, manifest in pinned_backups(session.workspace)
+            if manifest.run == session.run and all(is_repeating(name) for name in manifest.milestones)
+        ]
+        for folder in sorted(repeating, key=lambda path: path.name, reverse=True)[keep:]:
+            if folder != newest:
+                session.checksums.stop()
+                shutil.rmtree(folder)
+    except OSError as error:
+        session.reporter.problem("An old backup of a milestone could not be deleted.", error)

@@ -20,6 +20,7 @@ class Reporter:
         """
         self._status = status
         self.problems: list[str] = []
+        self._repeated = 0
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -42,9 +43,10 @@ class Reporter:
         self.say(f"PROBLEM: {text}")
 
     def repeat_problems(self) -> None:
-        """Print all problems again; they may have scrolled away days ago."""
-        if not self.problems:
+        """Print all problems again; they may have scrolled away days ago. Not twice in a row."""
+        if len(self.problems) == self._repeated:
             return
+        self._repeated = len(self.problems)
         self.say(f"{len(self.problems)} problem(s) in this run:")
         for text in self.problems:
             self.say(f"- {text}")

@@ -182,12 +182,13 @@ def park(session: Session, tensors: Sequence[Tensor], parameters: Sequence[Tenso
         staging = Staging(folder, workspace=session.workspace)
         try:
             staging.path.mkdir()
-            save_file(named, staging.path / PARKED_FILE, metadata={"ema_select.set": "EMA"})
+            with staging.writing():
+                save_file(named, staging.path / PARKED_FILE, metadata={"ema_select.set": "EMA"})
             write_manifest(_parked_manifest(session, named, decay), staging.path)
             staging.publish()
         finally:
             staging.discard()
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         message = (
             f"The EMA of backup {contents.name} could not be set aside in {folder}: {error}. Without that, switching "
             "EMA off would lose it with the next rolling deletion. Free disk space or make the folder writable, then "

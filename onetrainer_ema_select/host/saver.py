@@ -7,6 +7,7 @@ import datetime
 import functools
 import gc
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from onetrainer_ema_select import __version__, store
 from onetrainer_ema_select.host.backup import write_backup
 from onetrainer_ema_select.host.ledger import SaveRecord
-from onetrainer_ema_select.host.metadata import Marked, mark_files
+from onetrainer_ema_select.host.metadata import Marked, correct_parts, mark_files
 from onetrainer_ema_select.host.pinned import pin
 from onetrainer_ema_select.host.request import SaveRequest
 from onetrainer_ema_select.host.session import Session, session_of
@@ -60,6 +61,16 @@ def create_saver(original: Callable[..., Any], trainer: Any, *args: Any, **kwarg
     return saver
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A set that is written in private, and what brings it to its place."""
+
+    staging: store.Staging
+    marks: dict[str, str]
+    title: str
+    submit: Callable[[], None]
+
+
 class SetWriter:
     """Writes the sets that are due at one save through OneTrainer's own saver."""
 
@@ -85,6 +96,9 @@ class SetWriter:
             # OneTrainer serves a save before the next batch, and there is none.
             with contextlib.suppress(Exception):  # reported by write(), and the milestone stays owed
                 SetWriter(session, self._request).write(self._in_training_destination())
+            session.publisher.collect(wait=True)
+            if session.milestones.unsaved:
+                session.lost.append(f"the milestone {', '.join(session.milestones.unsaved)}")
         elif session.milestones.pending:
             self._pin(session.milestones.pending)
         paths = {
@@ -121,7 +135,8 @@ class SetWriter:
         pending = self._session.milestones.pending
         self._milestones = self._session.milestones.unsaved
         paths = self._paths(destination, self._session.sets_written(milestone=bool(self._milestones)))
-        self._write_sets(paths, after="Training goes on, and the next due save tries again.")
+        after = "It is owed." if self._session.ending else "Training goes on, and the next due save tries again."
+        self._write_sets(paths, after=after)
         self._pin(pending)
         primary = next(iter(paths))
         if primary in self._errors:
@@ -155,15 +170,37 @@ class SetWriter:
         self._session.equal_parts.begin()
         for path in list(paths.values())[:1]:
             self._session.space.before("save", path, count=len(paths), dtype=self._request.dtype)
+        equal, held = self._session.equal_parts, None
         for position, (weight_set, path) in enumerate(paths.items()):
             if position > 0:
                 self._free_copies()
                 self._session.reporter.say(f"Saving {set_suffix(weight_set)} to {path}")
             twin = next(iter(paths.values())) if position > 0 else None
             try:
-                self._write_one(path, weight_set, after, twin)
+                written = self._write_one(path, weight_set, after, twin)
             except Exception as error:  # noqa: BLE001 - the other set must still be written
                 self._failed(path, weight_set, after, error)
+                continue
+            if position == 0 and equal.guessed:
+                held = written  # what it says of its parts is known to be true only after the second
+                continue
+            if held is not None:
+                self._let_go(held)
+                held = None
+            written.submit()
+        if held is not None:
+            self._let_go(held)
+
+    def _let_go(self, held: _Written) -> None:
+        """Publish a first set, with what it said of its parts put right."""
+        wrong = self._session.equal_parts.wrong()
+        try:
+            correct_parts(held.staging.path, wrong, marks=held.marks, title=held.title)
+        except OSError as error:
+            self._session.reporter.problem(
+                f"A part of {held.staging.destination} says of itself that it is of both sets; it is not.", error
+            )
+        held.submit()
 
     def _free_copies(self) -> None:
         """OneTrainer's savers leave whole copies of a model in cycles, which nothing else frees in time."""
@@ -179,7 +216,8 @@ class SetWriter:
             error,
         )
 
-    def _write_one(self, path: Path, weight_set: WeightSet, after: str, twin: Path | None) -> None:
+    def _write_one(self, path: Path, weight_set: WeightSet, after: str, twin: Path | None) -> _Written:
+        """Write one set in private."""
         session = self._session
         marks = self._marks(weight_set)
         progress = self._progress
@@ -229,7 +267,8 @@ class SetWriter:
         share = None
         if twin is not None and staging.path.is_dir():
             share = functools.partial(self._share, staging, twin, rewritten=rewritten)
-        session.publisher.submit(staging, placed=placed, done=done, prepare=share)
+        submit = functools.partial(session.publisher.submit, staging, placed=placed, done=done, prepare=share)
+        return _Written(staging, marks, title, submit)
 
     def _share(self, staging: store.Staging, twin: Path, *, rewritten: bool) -> None:
         """Parts that were not trained are the same in both sets. Runs on the publisher's thread."""
@@ -246,6 +285,7 @@ class SetWriter:
             epoch=self._progress.epoch,
             milestones=self._milestones,
             run=self._session.run,
+            leg=self._session.plan.leg.id,
             final=self._final,
         )
 
@@ -278,6 +318,8 @@ class SetWriter:
             "ema_select.epoch_step": str(progress.epoch_step),
             "ema_select.version": __version__,
         }
+        if session.plan.leg.id:
+            marks["ema_select.leg"] = session.plan.leg.id
         if self._milestones:
             marks["ema_select.milestone"] = ", ".join(self._milestones)
         return marks

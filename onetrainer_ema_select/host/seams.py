@@ -85,6 +85,7 @@ SEAMS: tuple[Seam, ...] = (
     ),
     Seam("modules.modelSaver.BaseModelSaver", "BaseModelSaver.save", _SAVE, "writes files"),
     Seam("modules.modelSampler.BaseModelSampler", "BaseModelSampler.sample", ("self",), "makes samples"),
+    Seam(_TRAINER, "BaseTrainer.train", ("self",), "trains"),
     Seam(_TRAINER, "BaseTrainer.end", ("self",), "ends a run"),
     Seam(
         _CALLBACKS,

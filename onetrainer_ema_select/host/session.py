@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import uuid
 import weakref
@@ -38,6 +39,9 @@ from onetrainer_ema_select.workspace import (
     pinned_backups,
 )
 
+# Seconds that nobody has to be told of.
+_SOON = 2.0
+
 # By section object, not by configuration: OneTrainer copies configurations freely, and a copy must not find
 # the run of the original.
 _sessions: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
@@ -66,6 +70,7 @@ class Session:
         names: Stable names of the trained weights in OneTrainer's order; empty before the setup.
         sites: Where savers find them.
         ema: The average, None where EMA is off and on every process but the first.
+        training: Whether OneTrainer has come as far as to train.
         ending: Whether OneTrainer's ``end`` is running, so that a save is the final output.
         undo: What a save has done to the model; undone by :meth:`settle` if an interrupt cut that short.
         publisher: Brings what is written to its place.
@@ -94,9 +99,12 @@ class Session:
         self.skipped: tuple[str, ...] = ()
         self.backup: Path | None = None
         contents = self._choose_backup() if self.config.continue_last_backup else None
-        self.plan: ResumePlan = plan_resume(settings, ema_on=self.ema_on, backup=contents)
-        self.contents = contents
         manifest = contents.manifest if contents is not None else None
+        self.plan: ResumePlan = plan_resume(settings, ema_on=self.ema_on, backup=contents)
+        if contents is not None and (manifest is None or self.plan.leg != manifest.leg):
+            leg = self.plan.leg.model_copy(update={"id": uuid.uuid4().hex[:12]})
+            self.plan = dataclasses.replace(self.plan, leg=leg)
+        self.contents = contents
         self.run = manifest.run if manifest is not None else uuid.uuid4().hex
         self.parked: list[ParkedRecord] = list(manifest.parked) if manifest is not None else []
         self.ledger = Ledger(self.workspace)
@@ -116,6 +124,7 @@ class Session:
         self.match_notes: tuple[str, ...] = ()
         self.parked_updates = 0
         self.failed_updates = 0
+        self.training = False
         self.ending = False
         self.lost: list[str] = []
         self.final_done: frozenset[WeightSet] = frozenset()
@@ -130,6 +139,7 @@ class Session:
     def close(self) -> None:
         """Forget the run. The next one with the same configuration begins from nothing."""
         _sessions.pop(getattr(self.config, SECTION), None)
+        self.checksums.stop()
 
     def _owed_milestones(self, manifest: Manifest) -> tuple[str, ...]:
         """Those that were due when the backup was made, and whose models or backup were not written after it."""
@@ -138,13 +148,14 @@ class Session:
             due,
             step=manifest.step,
             run=self.run,
+            leg=manifest.leg.id,
             sets=self.settings.sets_written(has_ema=self.ema_on, milestone=True),
         )
         self.milestones.saved = frozenset(due) - frozenset(saves)
         unpinned = [
             name
             for name in self.settings.pinned_milestones(due)
-            if not is_pinned(self.workspace, name, step=manifest.step, run=self.run)
+            if not is_pinned(self.workspace, name, step=manifest.step, run=self.run, leg=manifest.leg.id)
         ]
         return tuple(name for name in due if name in saves or name in unpinned)
 
@@ -230,6 +241,12 @@ class Session:
                 "following updates are tried. The EMA of this run is not what its length says any more.",
                 error,
             )
+
+    def finish_checksums(self) -> None:
+        """Wait for the checksums of the last backups, and say so where that takes long."""
+        if not self.checksums.wait(_SOON):
+            self.reporter.say("The last backup's checksums are being written; Ctrl-C leaves them out.")
+            self.checksums.wait()
 
     def _checksums_failed(self, folder: Path, error: Exception) -> None:
         self.reporter.problem(

@@ -3,24 +3,52 @@ from __future__ import annotations
 from onetrainer_ema_select.host.equal_parts import EqualParts
 
 
+def save(parts: EqualParts, first: list[str], second: list[str]) -> tuple[list[bool], list[bool]]:
+    """One save of both sets: what each part says."""
+    parts.begin()
+    return (
+        [parts.is_equal(part, second=False) for part in first],
+        [parts.is_equal(part, second=True) for part in second],
+    )
+
+
 def test_parts_that_both_sets_of_a_save_have_are_known_from_then_on() -> None:
     parts = EqualParts()
-    parts.begin()
-    assert not parts.is_equal("0xvae", second=False)  # nobody can know yet
-    assert not parts.is_equal("0xunet-ema", second=False)
-    assert parts.is_equal("0xvae", second=True)
-    assert not parts.is_equal("0xunet", second=True)
-    parts.begin()
-    assert parts.is_equal("0xvae", second=False)
-    assert parts.is_equal("0xvae", second=True)
+    assert save(parts, ["0xvae", "0xema"], ["0xvae", "0xlive"]) == ([False, False], [True, False])
+    assert save(parts, ["0xvae", "0xema2"], ["0xvae", "0xlive2"]) == ([True, False], [True, False])
+    assert parts.wrong() == frozenset()
 
 
-def test_a_part_that_was_trained_meanwhile_is_not_taken_for_the_old_one() -> None:
+def test_a_part_that_is_not_the_same_any_more_is_named_and_forgotten() -> None:
+    parts = EqualParts()
+    save(parts, ["0xa"], ["0xa"])
+    assert save(parts, ["0xa"], ["0xb"]) == ([True], [False])
+    assert parts.wrong() == {"0xa"}
+    assert save(parts, ["0xa"], ["0xb"]) == ([False], [False])
+
+
+def test_what_the_first_set_says_is_a_guess_until_the_second_is_written() -> None:
     parts = EqualParts()
     parts.begin()
-    parts.is_equal("0xa", second=False)
+    assert not parts.is_equal("0xa", second=False)
+    assert not parts.guessed
+    parts.is_equal("0xa", second=True)
     parts.begin()
-    assert not parts.is_equal("0xa", second=True)  # of another save
+    assert parts.is_equal("0xa", second=False)
+    assert parts.guessed
+
+
+def test_a_second_set_that_was_not_written_confirms_nothing() -> None:
+    parts = EqualParts()
+    save(parts, ["0xa"], ["0xa"])
+    save(parts, ["0xa"], [])
+    assert parts.wrong() == {"0xa"}
+
+
+def test_a_part_of_another_save_is_not_the_same() -> None:
+    parts = EqualParts()
+    save(parts, ["0xa"], ["0xb"])
+    assert save(parts, ["0xb"], ["0xa"]) == ([False], [False])
 
 
 def test_without_a_hash_nothing_is_equal() -> None:

@@ -29,9 +29,9 @@ def test_saves_are_listed_in_one_file(tmp_path: Path) -> None:
     assert written == {
         "version": 1,
         "saves": [
-            {**common, "set": "EMA", "step": 4, "milestones": ["1 epochs"], "run": "a", "final": False},
-            {**common, "set": "NON_EMA", "step": 8, "milestones": [], "run": "", "final": False},
-            {**common, "set": "EMA", "step": 12, "milestones": [], "run": "", "final": True},
+            {**common, "set": "EMA", "step": 4, "milestones": ["1 epochs"], "run": "a", "leg": "", "final": False},
+            {**common, "set": "NON_EMA", "step": 8, "milestones": [], "run": "", "leg": "", "final": False},
+            {**common, "set": "EMA", "step": 12, "milestones": [], "run": "", "leg": "", "final": True},
         ],
     }
 
@@ -40,8 +40,8 @@ def test_a_milestone_is_pending_until_all_its_sets_were_written_at_that_step(tmp
     ledger = Ledger(tmp_path)
     owed = ("1 epochs", "every 4 steps")
 
-    def pending(step: int = 4, run: str = "a", sets: tuple[WeightSet, ...] = BOTH) -> tuple[str, ...]:
-        return Ledger(tmp_path).still_pending(owed, step=step, run=run, sets=sets)
+    def pending(step: int = 4, run: str = "a", leg: str = "", sets: tuple[WeightSet, ...] = BOTH) -> tuple[str, ...]:
+        return Ledger(tmp_path).still_pending(owed, step=step, run=run, leg=leg, sets=sets)
 
     assert pending() == owed
     ledger.add(record(step=4, milestones=("every 4 steps",), run="a"))
@@ -51,6 +51,7 @@ def test_a_milestone_is_pending_until_all_its_sets_were_written_at_that_step(tmp
     assert pending() == ("1 epochs",)
     assert pending(step=8) == owed
     assert pending(run="b") == owed
+    assert pending(leg="2") == owed  # one that was taken back and has come by again
     for weight_set in BOTH:
         ledger.add(record(step=4, milestones=("1 epochs",), run="a", weight_set=weight_set))
     assert pending() == ()
@@ -62,11 +63,12 @@ def test_a_final_output_counts_while_it_is_there(tmp_path: Path) -> None:
     place.touch()
     ledger.add(record(step=8, path=place, run="a", final=True))
     ledger.add(record(step=8, path=place, run="a", weight_set=WeightSet.NON_EMA))  # a save, not the output
-    assert Ledger(tmp_path).finals(step=8, run="a") == {WeightSet.EMA}
-    assert ledger.finals(step=4, run="a") == frozenset()
-    assert ledger.finals(step=8, run="b") == frozenset()
+    assert Ledger(tmp_path).finals(step=8, run="a", leg="") == {WeightSet.EMA}
+    assert ledger.finals(step=8, run="a", leg="2") == frozenset()
+    assert ledger.finals(step=4, run="a", leg="") == frozenset()
+    assert ledger.finals(step=8, run="b", leg="") == frozenset()
     place.unlink()
-    assert ledger.finals(step=8, run="a") == frozenset()
+    assert ledger.finals(step=8, run="a", leg="") == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_a_list_that_cannot_be_read_counts_as_empty(tmp_path: Path, text: str) -
     path.parent.mkdir()
     path.write_text(text, encoding="utf-8")
     ledger = Ledger(tmp_path)
-    assert ledger.still_pending(("1 epochs",), step=4, run="", sets=BOTH) == ("1 epochs",)
+    assert ledger.still_pending(("1 epochs",), step=4, run="", leg="", sets=BOTH) == ("1 epochs",)
     ledger.add(record(step=4))
     assert len(json.loads(path.read_text(encoding="utf-8"))["saves"]) == 1
 
@@ -97,7 +99,7 @@ def test_what_is_on_the_disk_counts_as_written_though_it_was_not_noted(tmp_path:
     owed = ("1 epochs", "every 4 steps")
 
     def pending() -> tuple[str, ...]:
-        return Ledger(tmp_path).still_pending(owed, step=4, run="a", sets=BOTH)
+        return Ledger(tmp_path).still_pending(owed, step=4, run="a", leg="l", sets=BOTH)
 
     def write(name: str, **marks: str) -> None:
         save_file(
@@ -107,10 +109,11 @@ def test_what_is_on_the_disk_counts_as_written_though_it_was_not_noted(tmp_path:
         )
 
     (tmp_path / "save").mkdir()
-    marks = {"run": "a", "step": "4", "milestone": "1 epochs, every 4 steps"}
+    marks = {"run": "a", "leg": "l", "step": "4", "milestone": "1 epochs, every 4 steps"}
     write("x.safetensors", set="EMA", **marks)
     write("y-non-ema.safetensors", set="NON_EMA", **{**marks, "step": "8"})
     write("z-non-ema.safetensors", set="NON_EMA", **{**marks, "run": "b"})
+    write("l-non-ema.safetensors", set="NON_EMA", **{**marks, "leg": "other"})
     write("q-non-ema.safetensors", set="BEST", **marks)
     write("plain.safetensors")
     (tmp_path / "save" / "notes.txt").write_text("mine", encoding="utf-8")
