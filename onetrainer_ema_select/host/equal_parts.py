@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
+from pathlib import Path
+
+from onetrainer_ema_select import store
+
 
 class EqualParts:
     """Knows the parts of a model that are the same in both sets, because they are not trained.
@@ -51,3 +57,21 @@ class EqualParts:
         found = frozenset(self._first & self._equal) - self._second
         self._equal -= found
         return found
+
+
+def correct_parts(folder: Path, hashes: Collection[str], *, marks: dict[str, str], title: str) -> None:
+    """Have parts of a folder say that they are of one set, where they said that they are of both.
+
+    Args:
+        folder: The model that was written, still in private.
+        hashes: The tensors' hashes of these parts, as in their headers.
+        marks: What the other parts of the folder say.
+        title: Their title.
+
+    Raises:
+        OSError: If the file system refuses.
+    """
+    for file in sorted(folder.rglob("*.safetensors")):
+        with contextlib.suppress(ValueError):
+            if store.read_metadata(file).get("modelspec.hash_sha256") in hashes:
+                store.add_metadata(file, {**marks, "modelspec.title": title})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +85,3 @@ def mark_files(path: Path, marks: dict[str, str]) -> None:
         with contextlib.suppress(ValueError):  # a format of another kind, which carries no such header
             if "ema_select.set" not in store.read_metadata(file):
                 store.add_metadata(file, marks)
-
-
-def correct_parts(folder: Path, hashes: Collection[str], *, marks: dict[str, str], title: str) -> None:
-    """Have parts of a folder say that they are of one set, where they said that they are of both.
-
-    Args:
-        folder: The model that was written, still in private.
-        hashes: The tensors' hashes of these parts, as in their headers.
-        marks: What the other parts of the folder say.
-        title: Their title.
-
-    Raises:
-        OSError: If the file system refuses.
-    """
-    for file in sorted(folder.rglob("*.safetensors")):
-        with contextlib.suppress(ValueError):
-            if store.read_metadata(file).get("modelspec.hash_sha256") in hashes:
-                store.add_metadata(file, {**marks, "modelspec.title": title})

@@ -15,8 +15,9 @@ import torch
 
 from onetrainer_ema_select import __version__, store
 from onetrainer_ema_select.host.backup import write_backup
+from onetrainer_ema_select.host.equal_parts import correct_parts
 from onetrainer_ema_select.host.ledger import SaveRecord
-from onetrainer_ema_select.host.metadata import Marked, correct_parts, mark_files
+from onetrainer_ema_select.host.metadata import Marked, mark_files
 from onetrainer_ema_select.host.pinned import pin
 from onetrainer_ema_select.host.request import SaveRequest
 from onetrainer_ema_select.host.session import Session, session_of

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
-from onetrainer_ema_select.host.equal_parts import EqualParts
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from onetrainer_ema_select.host.equal_parts import EqualParts, correct_parts
+from onetrainer_ema_select.store import read_metadata
 
 
 def save(parts: EqualParts, first: list[str], second: list[str]) -> tuple[list[bool], list[bool]]:
@@ -56,3 +62,18 @@ def test_without_a_hash_nothing_is_equal() -> None:
     for second in (False, True):
         assert not parts.is_equal(None, second=second)
         assert not parts.is_equal("", second=second)
+
+
+def test_what_a_part_says_is_put_right(tmp_path: Path) -> None:
+    common = {"ema_select.set": "EMA, NON_EMA", "modelspec.title": "x (EMA and NON_EMA)"}
+    for name in ("a", "b"):
+        save_file(
+            {name: torch.ones(2)}, tmp_path / f"{name}.safetensors", {**common, "modelspec.hash_sha256": f"0x{name}"}
+        )
+    (tmp_path / "notes.safetensors").write_text("no model", encoding="utf-8")
+    correct_parts(tmp_path, {"0xa"}, marks={"ema_select.set": "EMA"}, title="x (EMA)")
+    assert read_metadata(tmp_path / "a.safetensors") == {
+        "ema_select.set": "EMA", "modelspec.title": "x (EMA)", "modelspec.hash_sha256": "0xa",
+    }  # fmt: skip
+    assert read_metadata(tmp_path / "b.safetensors")["ema_select.set"] == "EMA, NON_EMA"
+    assert torch.equal(load_file(tmp_path / "a.safetensors")["a"], torch.ones(2))
