@@ -3,7 +3,7 @@
 Reads one line of JSON after the other from standard input, each
 `{"config": PATH, "signal": N or 0, "after": S, "live": PATH or ""}`:
 forks itself (torch is imported only once), trains, sends the signal after so many seconds, and answers with a line
-`{"status": exit code, negative for a signal, "seconds": how long it took, "output": the end of what was printed}`.
+`{"status": exit code, negative for a signal, "seconds": how long it took, "output": what was printed}`.
 Where `live` is given, the weights that are in the model when OneTrainer's own `end` begins are written there.
 """
 
@@ -75,7 +75,7 @@ def main() -> None:
         answer = {
             "status": os.waitstatus_to_exitcode(status),
             "seconds": time.monotonic() - begin,
-            "output": output.read_text(encoding="utf-8", errors="replace")[-20000:],
+            "output": output.read_text(encoding="utf-8", errors="replace"),
         }
         print(json.dumps(answer), flush=True)
 
