@@ -95,6 +95,7 @@ def backups(trainer: Any) -> Iterator[None]:
             "the plugin's": lambda target: backup(trainer.model_saver, target),
         }
         found = in_turn(ways, config, session_of(config).checksums.wait)
+        session_of(config).last_backup = None  # they are all deleted again
         (Path(config.workspace_dir) / "backups.json").write_text(json.dumps(found), encoding="utf-8")
 
     trainer.train = train_and_measure
