@@ -7,7 +7,7 @@ import torch
 
 from .bench import configs
 from .bench.configs import Schedule
-from .bench.recording import difference, same_bits
+from .bench.recording import difference, read_metadata, same_bits
 from .bench.workers import BENCH, Bench, Job
 
 HOOKS = BENCH / "hooks.py"
@@ -78,3 +78,18 @@ def test_exit_code_and_start_sentence_on_the_command_line(bench: Bench, ema: str
             "[ema_select] Training starts from the model as configured; the EMA begins at the model's weights."
             in output
         )
+
+
+def test_stopped_from_the_window_both_sets_are_those_of_that_step(bench: Bench) -> None:
+    config = bench.config(
+        configs.SD15_LORA, schedule=Schedule(epochs=2, steps=4, save_every=4), ema="CPU", overrides=PLUGIN
+    )
+    [recording] = bench.run(
+        [Job("stop", config, record=("live", "ema"), actions={4: ("save",), 5: ("stop",)})], plugin=True
+    )
+    recording.require()
+    assert recording.step_numbers() == [1, 2, 3, 4, 5]
+    found = {read_metadata(path)["ema_select.set"]: path for path in recording.output_folder.iterdir()}
+    assert set(found) == {"EMA", "NON_EMA"}
+    assert {read_metadata(path)["ema_select.step"] for path in found.values()} == {"5"}
+    assert "PROBLEM" not in recording.output
