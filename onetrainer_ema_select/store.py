@@ -28,7 +28,6 @@ _SIBLING_PREFIX = ".ema_select-staging-"
 # Moved after everything else, because their presence says that the rest is there.
 _LAST_NAMES = frozenset({FOLDER, "manifest.json", "ema_select.json", "meta.json"})
 
-
 _CHUNK = 1 << 20
 
 # Bytes. What a failed write has left of the last blocks.
@@ -39,7 +38,6 @@ _TRIES = 100
 
 # A virus scanner or a picture viewer lets go of a file soon; a program that shows the model does not.
 _RETRY_SECONDS = (0.1, 0.4, 1.5)
-
 
 #: What OneTrainer, diffusers and torch write as a whole; text is small, and edited by hand.
 TENSOR_SUFFIXES = frozenset({".safetensors", ".pt", ".bin"})

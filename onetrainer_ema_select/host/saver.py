@@ -168,17 +168,18 @@ class SetWriter:
         """
         self._waiting = set(paths)
         self._sets = tuple(paths)
-        self._session.equal_parts.begin()
-        for path in list(paths.values())[:1]:
-            self._session.space.before("save", path, count=len(paths), dtype=self._request.dtype)
+        if not paths:
+            return
+        first = next(iter(paths.values()))
+        self._session.space.before("save", first, count=len(paths), dtype=self._request.dtype)
         equal, held = self._session.equal_parts, None
+        equal.begin()
         for position, (weight_set, path) in enumerate(paths.items()):
             if position > 0:
                 self._free_copies()
                 self._session.reporter.say(f"Saving {set_suffix(weight_set)} to {path}")
-            twin = next(iter(paths.values())) if position > 0 else None
             try:
-                written = self._write_one(path, weight_set, after, twin)
+                written = self._write_one(path, weight_set, after, twin=first if position > 0 else None)
             except Exception as error:  # noqa: BLE001 - the other set must still be written
                 self._failed(path, weight_set, after, error)
                 continue
@@ -217,8 +218,8 @@ class SetWriter:
             error,
         )
 
-    def _write_one(self, path: Path, weight_set: WeightSet, after: str, twin: Path | None) -> _Written:
-        """Write one set in private."""
+    def _write_one(self, path: Path, weight_set: WeightSet, after: str, *, twin: Path | None) -> _Written:
+        """Write one set in private; ``twin`` is the place of the first set where this is the second."""
         session = self._session
         marks = self._marks(weight_set)
         progress = self._progress
@@ -302,8 +303,8 @@ class SetWriter:
         session.space.after("save", path)
         try:
             session.ledger.add(record.model_copy(update={"path": path}))
-        except OSError as error:
-            # The model itself is on the disk; only a milestone might be written twice after a crash.
+        except Exception as error:  # noqa: BLE001 - the model itself is on the disk, and must not count as lost
+            # Only a milestone might be written twice after a crash.
             session.reporter.problem(f"{path} was saved, but could not be noted in the list of saves.", error)
 
     def _common_marks(self) -> dict[str, str]:

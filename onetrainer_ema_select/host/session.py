@@ -246,7 +246,10 @@ class Session:
         """Wait for the checksums of the last backups, and say so where that takes long."""
         if not self.checksums.wait(_SOON):
             self.reporter.say("The last backup's checksums are being written; Ctrl-C leaves them out.")
-            self.checksums.wait()
+            try:
+                self.checksums.wait()
+            except KeyboardInterrupt:  # all that was asked for is written: no reason to end with an error
+                self.checksums.stop()
 
     def _checksums_failed(self, folder: Path, error: Exception) -> None:
         self.reporter.problem(

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from onetrainer_ema_select.checksums import verify_backup, verify_model
-from onetrainer_ema_select.workspace import scan_workspace, size_of
+from onetrainer_ema_select.workspace import pinned_backups, scan_workspace, size_of
 
 from .bench.recording import Recording, difference
 from .bench.scenario import Scenario, steps
@@ -95,6 +95,34 @@ def test_a_last_due_backup_that_fails_is_no_success(bench: Bench) -> None:
     assert "(it is gone; OneTrainer removes one that it cannot finish)" in ended_with(gone)
     for recording in (later, one, gone):
         assert not [path for path in recording.workspace.rglob("*") if path.name == "half"]
+
+
+def test_what_another_leg_has_written_at_the_same_steps_is_not_taken_for_this_ones(bench: Bench) -> None:
+    section = {"milestones": "every 2 steps", "milestone_backups": "ALL", "milestone_keep": 2}
+    scenario = Scenario(bench, "another-leg")
+    whole = scenario.finish(schedule=SCHEDULE, ema_select=section)
+    [early] = whole.by_step("backup")[2]
+    taken_back = {**section, "resume_backup": early.name, "resume_weights": "EMA", "resume_optimizer": "RESET"}
+    failing = scenario.start(
+        schedule=SCHEDULE,
+        ema_select=taken_back,
+        overrides={"continue_last_backup": True},
+        hook="output_place_fails",
+    )
+    [lost] = failing.results()
+    assert ended_with(lost)
+    # The two newest, though the first leg's had come as far.
+    pinned = pinned_backups(lost.workspace)
+    assert sorted(manifest.step for _, manifest in pinned) == [6, 8]
+    assert len({manifest.leg.id for _, manifest in pinned}) == 1
+    assert pinned[0][1].leg.id
+
+    before = files(whole)
+    made_good = scenario.resume(schedule=SCHEDULE, ema_select=taken_back).results()[0].require()
+    assert "but the final output (ema and non-ema) is missing; it is written now" in made_good.output
+    found = files(made_good)
+    for weight_set, tensors in before.items():
+        assert difference(found[weight_set], tensors) > 0.0
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="a disk of its own is made with mount")

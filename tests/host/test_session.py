@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+from onetrainer_ema_select.host.session import Session
+
+
+def waiting(*answers: object) -> SimpleNamespace:
+    """A session whose checksums answer so when they are waited for."""
+    return SimpleNamespace(checksums=Mock(wait=Mock(side_effect=answers)), reporter=Mock())
+
+
+def test_checksums_that_are_soon_done_are_not_spoken_of() -> None:
+    session = waiting(True)
+    Session.finish_checksums(session)
+    session.reporter.say.assert_not_called()
+
+
+def test_ctrl_c_leaves_checksums_out_and_ends_nothing() -> None:
+    session = waiting(False, KeyboardInterrupt)
+    Session.finish_checksums(session)
+    session.reporter.say.assert_called_once_with(
+        "The last backup's checksums are being written; Ctrl-C leaves them out."
+    )
+    session.checksums.stop.assert_called_once_with()
