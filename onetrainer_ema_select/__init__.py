@@ -9,7 +9,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from onetrainer_ema_select.backups import Backup, open_backup
     from onetrainer_ema_select.errors import (
+        BackupError,
         EmaSelectError,
         HostMismatchError,
         HostNotFoundError,
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
         StoreError,
     )
     from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet, parse_settings
+    from onetrainer_ema_select.tensor_set import TensorSet
     from onetrainer_ema_select.tracks import WeightTracks
     from onetrainer_ema_select.workspace import newest_complete_backup, scan_workspace
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Backup",
+    "BackupError",
     "EmaSelectError",
     "EmaSelectSettings",
     "HostMismatchError",
@@ -35,19 +40,24 @@ __all__ = [
     "ResumeError",
     "SettingsError",
     "StoreError",
+    "TensorSet",
     "WeightSet",
     "WeightTracks",
     "__version__",
     "newest_complete_backup",
+    "open_backup",
     "parse_settings",
     "scan_workspace",
 ]
 
 MODULES = {
+    "Backup": "backups",
     "EmaSelectSettings": "settings",
+    "TensorSet": "tensor_set",
     "WeightSet": "settings",
     "WeightTracks": "tracks",
     "newest_complete_backup": "workspace",
+    "open_backup": "backups",
     "parse_settings": "settings",
     "scan_workspace": "workspace",
 }

@@ -95,12 +95,16 @@ def read_progress(backup: Path) -> dict[str, int]:
     return counts
 
 
-def backup_problem(backup: Path) -> str:
+def backup_problem(backup: Path, *, optimizer: bool = True) -> str:
     """Why OneTrainer could not resume from this folder, in one phrase; empty where it could.
 
     Reads headers, sizes and tables of contents only, so it takes the same time for 1 MB and for 100 GB.
     `meta.json`, which OneTrainer writes last, comes first: where it is missing, the backup was cut short, and
     that is what the user should read.
+
+    Args:
+        backup: The folder.
+        optimizer: Whether the optimizer's state counts: only who goes on training needs it.
     """
     try:
         read_progress(backup)
@@ -116,9 +120,9 @@ def backup_problem(backup: Path) -> str:
     for index in sorted(backup.rglob("*.safetensors.index.json")):
         if problem := shard_problem(index):
             return f"{index.relative_to(backup).as_posix()} {problem}"
-    if not (backup / OPTIMIZER_FILE).is_file():
+    if optimizer and not (backup / OPTIMIZER_FILE).is_file():
         return f"{OPTIMIZER_FILE.as_posix()} is missing"
-    for archive in (OPTIMIZER_FILE, EMA_FILE):
+    for archive in (OPTIMIZER_FILE, EMA_FILE) if optimizer else (EMA_FILE,):
         if (backup / archive).is_file() and (problem := archive_problem(backup / archive)):
             return f"{archive.as_posix()} {problem}"
     return missing_average(backup)
