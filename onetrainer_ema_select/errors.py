@@ -140,3 +140,11 @@ class ManifestError(EmaSelectError):
 
 class StoreError(EmaSelectError):
     """Files could not be written or read."""
+
+
+class BackupError(EmaSelectError):
+    """Something is not a backup, or not a whole one."""
+
+
+class ExportError(EmaSelectError):
+    """A model could not be made out of a backup."""

@@ -19,7 +19,7 @@ from onetrainer_ema_select.cli.common import (
 )
 from onetrainer_ema_select.host import dropin
 from onetrainer_ema_select.host.locate import host_commit, host_python, python_without_package
-from onetrainer_ema_select.host.seams import SeamResult, check_source
+from onetrainer_ema_select.host.seams import EXPORT_SEAMS, SeamResult, check_source
 from onetrainer_ema_select.origin import PACKAGE, install_source
 
 EXAMPLE = f"Example: {PACKAGE} doctor ~/OneTrainer"
@@ -37,10 +37,11 @@ def doctor(
     """
     folder = named_onetrainer(directory, onetrainer)
     seams = check_source(folder)
+    export_seams = check_source(folder, EXPORT_SEAMS)
     packages = {name: version_of(name) for name in REQUIRED}
     state = dropin_state(folder)
-    actions = advice(folder, seams=seams, packages=packages, state=state)
-    ok = all(seam.ok for seam in seams) and all(packages.values())
+    actions = advice(folder, seams=seams, export_seams=export_seams, packages=packages, state=state)
+    ok = all(seam.ok for seam in (*seams, *export_seams)) and all(packages.values())
     if as_json:
         echo_json(
             {
@@ -53,10 +54,8 @@ def doctor(
                 "python": platform.python_version(),
                 "python_executable": sys.executable,
                 "packages": packages,
-                "seams": [
-                    {"seam": seam.seam.label, "ok": seam.ok, "found": seam.found, "sentence": seam.sentence}
-                    for seam in seams
-                ],
+                "seams": [seam_report(seam) for seam in seams],
+                "export_seams": [seam_report(seam) for seam in export_seams],
                 "advice": actions,
             }
         )
@@ -73,9 +72,19 @@ def doctor(
         typer.echo()
         fitting = sum(seam.ok for seam in seams)
         typer.echo(f"{fitting} of {len(seams)} seams are as expected.")
+        for seam in export_seams:
+            if not seam.ok:
+                typer.echo(f"NOT  for export: {seam.sentence}")
+        fitting = sum(seam.ok for seam in export_seams)
+        typer.echo(f"{fitting} of {len(export_seams)} seams of export are as expected.")
         for line in actions:
             typer.echo(line)
     raise typer.Exit(0 if ok else 1)
+
+
+def seam_report(seam: SeamResult) -> dict[str, object]:
+    """One seam for other programs."""
+    return {"seam": seam.seam.label, "ok": seam.ok, "found": seam.found, "sentence": seam.sentence}
 
 
 ENABLED_TEXT = {
@@ -103,13 +112,25 @@ def version_of(name: str) -> str | None:
         return None
 
 
-def advice(folder: Path, *, seams: tuple[SeamResult, ...], packages: dict[str, str | None], state: str) -> list[str]:
+def advice(
+    folder: Path,
+    *,
+    seams: tuple[SeamResult, ...],
+    export_seams: tuple[SeamResult, ...],
+    packages: dict[str, str | None],
+    state: str,
+) -> list[str]:
     """What to do, one sentence each; the last one is about using the plugin where nothing is wrong."""
     actions = []
     if not all(seam.ok for seam in seams):
         actions.append(
             "This OneTrainer is not one that the plugin knows, so it refuses to run with it. "
             f"Get a newer version of the plugin and install it: pip install --upgrade {install_source()}"
+        )
+    elif not all(seam.ok for seam in export_seams):
+        actions.append(
+            "The plugin can train with this OneTrainer, but not export from its backups. Get a newer version of the "
+            f"plugin and install it: pip install --upgrade {install_source()}"
         )
     if missing := [name for name, version in packages.items() if version is None]:
         actions.append(f"Install what is missing: pip install {' '.join(missing)}")

@@ -134,7 +134,11 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
 def default_values(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Stand in for ``TrainConfig.default_values``: OneTrainer's defaults with the section added."""
     install()
-    config = original(*args, **kwargs)
+    return with_section(original(*args, **kwargs))
+
+
+def with_section(config: Any) -> Any:
+    """Add the section, with its defaults, to a configuration of OneTrainer."""
     section = EmaSelectConfig()
     config.types[SECTION] = EmaSelectConfig
     config.nullables[SECTION] = False

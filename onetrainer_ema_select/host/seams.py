@@ -124,6 +124,72 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_EMA, "EMAModuleWrapper.to", ("self", "device", "dtype"), "moves the average"),
 )
 
+_CREATE = "modules.util.create"
+_METHOD = ("model_type", "training_method")
+
+EXPORT_SEAMS: tuple[Seam, ...] = (
+    # What a model is taken out of a backup with. A change here stops exports, and no training.
+    Seam(_CREATE, "create_model_loader", _METHOD, "makes the loader"),
+    Seam(
+        _CREATE,
+        "create_model_setup",
+        ("model_type", "train_device", "temp_device", "training_method", "debug_mode"),
+        "makes the setup",
+    ),
+    Seam(_CREATE, "create_model_saver", _METHOD, "makes the saver"),
+    Seam(
+        "modules.modelLoader.BaseModelLoader",
+        "BaseModelLoader.load",
+        ("self", "model_type", "model_names", "weight_dtypes", "quantization"),
+        "loads the model",
+    ),
+    Seam(
+        "modules.modelLoader.mixin.InternalModelLoaderMixin",
+        "InternalModelLoaderMixin._load_internal_data",
+        ("self", "model", "model_name"),
+        "is kept from reading the optimizer",
+    ),
+    Seam(
+        "modules.modelSetup.BaseModelSetup",
+        "BaseModelSetup.setup_model",
+        ("self", "model", "config"),
+        "says what is trained",
+    ),
+    Seam(
+        "modules.modelSetup.BaseModelSetup",
+        "BaseModelSetup.setup_optimizations",
+        ("self", "model", "config"),
+        "wraps blocks as in training",
+    ),
+    Seam("modules.modelSaver.BaseModelSaver", "BaseModelSaver.save", _SAVE, "writes files"),
+    Seam(_CONFIG, "TrainConfig.default_values", (), "reads the backup's config"),
+    Seam(_CONFIG, "TrainConfig.model_names", ("self",), "names what is loaded"),
+    Seam(_CONFIG, "TrainConfig.weight_dtypes", ("self",), "names what is loaded"),
+    Seam(_BASE_CONFIG, "BaseConfig.from_dict", ("self", "data", "migrate"), "reads the backup's config"),
+    Seam(
+        "modules.util.enum.ModelType",
+        "ModelType.supported_output_formats",
+        ("self", "training_method"),
+        "lists the formats",
+    ),
+    Seam("modules.util.enum.ModelType", "ModelType.model_parts", ("self",), "lists the parts"),
+    Seam("modules.util.enum.ModelFormat", "ModelFormat.file_extension", ("self",), "tells files from folders"),
+    Seam("modules.util.enum.DataType", "DataType.torch_dtype", ("self",), "names the file's dtype"),
+    Seam("modules.util.modelSpec.ModelSpec", "ModelSpec.to_dict", ("self",), "marks files"),
+    Seam(
+        "modules.util.huggingface_util",
+        "configure_hub",
+        ("token", "offline_mode", "cache_dir"),
+        "finds base models",
+    ),
+    Seam(
+        "modules.util.NamedParameterGroup",
+        "NamedParameterGroupCollection.parameters",
+        ("self",),
+        "lists the weights",
+    ),
+)
+
 
 @dataclass(frozen=True)
 class SeamResult:
@@ -154,28 +220,29 @@ class _Signature:
         return f"({', '.join([*self.names, *(['*', *self.keywords] if self.keywords else [])])})"
 
 
-def check_source(directory: Path) -> tuple[SeamResult, ...]:
+def check_source(directory: Path, table: Iterable[Seam] = SEAMS) -> tuple[SeamResult, ...]:
     """Check every seam of a OneTrainer folder by reading its source; nothing is imported or run.
 
     Args:
         directory: The checkout's root.
+        table: The seams to check.
 
     Returns:
         A result for each seam, in the table's order.
     """
     trees: dict[str, ast.Module | None] = {}
     results = []
-    for seam in SEAMS:
+    for seam in table:
         if seam.module not in trees:
             trees[seam.module] = _parse(directory / Path(*seam.module.split(".")).with_suffix(".py"))
         results.append(_judge(seam, _signature_in_tree(trees[seam.module], seam.name)))
     return tuple(results)
 
 
-def check_live() -> tuple[SeamResult, ...]:
+def check_live(table: Iterable[Seam] = SEAMS) -> tuple[SeamResult, ...]:
     """Check every seam of the host in this process. Imports the host's modules that are not loaded yet."""
     results = []
-    for seam in SEAMS:
+    for seam in table:
         try:
             results.append(_judge(seam, _signature_of_object(seam)))
         except Exception as error:  # noqa: BLE001 - what a host's module raises when it is imported is its business

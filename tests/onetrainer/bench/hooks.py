@@ -224,3 +224,30 @@ def signal_later(trainer: Any) -> Iterator[None]:
         yield
     finally:
         over.set()
+
+
+@contextmanager
+def plain_formats(trainer: Any) -> Iterator[None]:
+    """At the end of a run of plain OneTrainer: every format, by its own saver, of its own weights.
+
+    ``formats/FORMAT/non-ema`` is written before ``end``, of the live weights that its backup then holds, and
+    ``formats/FORMAT/ema`` after it, when OneTrainer has left the EMA in the model.
+    """
+    end = trainer.end
+
+    def save_all(kind: str) -> None:
+        for model_format in supported_formats(trainer):
+            target = Path(trainer.config.workspace_dir) / "formats" / str(model_format) / kind
+            try:
+                write_plugin(trainer, target, model_format, trainer.config.output_dtype.torch_dtype())
+            except Exception as error:
+                target.mkdir(parents=True, exist_ok=True)
+                (target / "refused.txt").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+
+    def end_and_save() -> None:
+        save_all("non-ema")
+        end()
+        save_all("ema")
+
+    trainer.end = end_and_save
+    yield

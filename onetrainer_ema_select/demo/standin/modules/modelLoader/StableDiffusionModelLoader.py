@@ -5,6 +5,7 @@ from pathlib import Path
 from modules.model.StableDiffusionModel import Pipeline, StableDiffusionModel
 from modules.model.tiny import PARTS, new_parts
 from modules.modelLoader.BaseModelLoader import BaseModelLoader
+from modules.modelLoader.mixin.InternalModelLoaderMixin import InternalModelLoaderMixin
 from modules.modelSaver.StableDiffusionFineTuneModelSaver import PREFIXES
 from modules.util import factory
 from modules.util.enum.ModelType import ModelType
@@ -32,7 +33,7 @@ def load_parts(name):
     return parts
 
 
-class StableDiffusionModelLoader(BaseModelLoader):
+class StableDiffusionModelLoader(BaseModelLoader, InternalModelLoaderMixin):
     def load(self, model_type, model_names, weight_dtypes, quantization):
         del quantization
         model = StableDiffusionModel(model_type)
@@ -40,8 +41,9 @@ class StableDiffusionModelLoader(BaseModelLoader):
             architecture="stand-in", implementation="onetrainer-ema-select", title="The stand-in's tiny model"
         )
         self._load_internal_data(model, self._backup(model_names))
-        for name, part in load_parts(model_names.base_model).items():
-            setattr(model, name, part.to(weight_dtypes[name]))
+        if model_names.base_model is not None:
+            for name, part in load_parts(model_names.base_model).items():
+                setattr(model, name, part.to(weight_dtypes[name]))
         self._load_trained(model, model_names)
         for embedding in model_names.all_embedding():
             saved = Path(self._backup(model_names), "embeddings", f"{embedding.uuid}.safetensors")

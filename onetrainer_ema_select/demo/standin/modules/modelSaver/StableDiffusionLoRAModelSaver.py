@@ -20,6 +20,7 @@ class StableDiffusionLoRAModelSaver(BaseModelSaver, DtypeModelSaverMixin, Embedd
         tensors = {}
         for adapter in model.adapters():
             tensors |= adapter.state_dict()
+        tensors |= model.lora_state_dict or {}
         path = Path(output_model_destination)
         match output_model_format:
             case ModelFormat.INTERNAL:

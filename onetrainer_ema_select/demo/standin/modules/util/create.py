@@ -49,6 +49,8 @@ def create_data_loader(config, train_progress, is_validation=False):
 
 def create_optimizer(parameter_group_collection, state_dict, config):
     settings = config.optimizer
+    if settings.optimizer is None:
+        return None
     groups = parameter_group_collection.parameters_for_optimizer(config)
     betas = (settings.beta1, settings.beta2)
     match settings.optimizer:

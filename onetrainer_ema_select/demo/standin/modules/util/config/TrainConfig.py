@@ -124,6 +124,8 @@ def _rows():
         ("debug_mode", False, bool, False),
         ("workspace_dir", "workspace/run", str, False),
         ("cache_dir", "workspace-cache/run", str, False),
+        ("huggingface_cache_dir", "", str, False),
+        ("offline_mode", False, bool, False),
         ("validation", False, bool, False),
         ("validate_after", 1, int, False),
         ("validate_after_unit", TimeUnit.EPOCH, TimeUnit, False),

@@ -1,0 +1,129 @@
+"""What the caller and the process with OneTrainer tell each other: one order, and events, a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from onetrainer_ema_select.choices import WeightSet
+
+#: What is being done, how many bytes are done, and how many there will be (0: cannot be told).
+Progress = Callable[[str, int, int], None]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ExportOrder(_Message):
+    """What is to be done, with absolute paths.
+
+    Attributes:
+        action: ``export``, ``plan`` (everything that can be checked without loading the model), or ``names``
+            (only say what the trained weights are called).
+        onetrainer: OneTrainer's folder.
+        backup: The backup.
+        config: A config file in the place of the one that the backup carries; None for that one.
+        sets: The sets to write; the first one gets the plain name.
+        output: Where to.
+        format: As OneTrainer spells it; empty for the run's.
+        dtype: As OneTrainer spells it; empty for the run's.
+        base_model: In the place of the config's ``base_model_name``; empty for that one.
+        config_values: More of the config as ``KEY=VALUE``, as OneTrainer's own option takes it.
+        overwrite: Whether what is there already may be replaced.
+    """
+
+    action: Literal["export", "plan", "names"]
+    onetrainer: Path
+    backup: Path
+    config: Path | None = None
+    sets: tuple[WeightSet, ...] = (WeightSet.EMA,)
+    output: Path = Path()
+    format: str = ""
+    dtype: str = ""
+    base_model: str = ""
+    config_values: tuple[str, ...] = ()
+    overwrite: bool = False
+
+
+class ExportedSet(_Message):
+    """One written set.
+
+    Attributes:
+        set: Which one.
+        path: The file or folder.
+        files: Every file that belongs to it.
+        size_bytes: All of them together. In a plan, what it will be, about.
+        tensors: Tensors in them.
+        weights: Trained weights that are in it.
+        left_out: Trained weights that the format has no place for.
+        nonfinite: Tensors that hold NaN or Inf.
+    """
+
+    set: WeightSet
+    path: Path
+    files: tuple[Path, ...] = ()
+    size_bytes: int = 0
+    tensors: int = 0
+    weights: int = 0
+    left_out: tuple[str, ...] = ()
+    nonfinite: tuple[str, ...] = ()
+
+
+class ExportResult(_Message):
+    """What was done, or with ``dry_run`` what would be.
+
+    Attributes:
+        backup: The backup.
+        step: The host's ``global_step`` it is of.
+        epoch: Epochs finished.
+        model_type: As OneTrainer spells it.
+        training_method: The same.
+        format: The format written.
+        dtype: The dtype written; ``NONE`` for the weights' own.
+        sets: The written sets.
+        base_model: The base model that was loaded, or had its structure read; empty where none was needed.
+        how: In words, how the weights come out of the backup.
+        free_bytes: Free space at the output's place.
+        notes: What the user should know besides.
+        dry_run: Whether nothing was written.
+    """
+
+    backup: Path
+    step: int
+    epoch: int
+    model_type: str
+    training_method: str
+    format: str
+    dtype: str
+    sets: tuple[ExportedSet, ...]
+    base_model: str = ""
+    how: str = ""
+    free_bytes: int = 0
+    notes: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+class Event(_Message):
+    """One line from the process with OneTrainer.
+
+    Attributes:
+        kind: ``progress``, ``staging`` (a private folder that was made), ``result``, ``names``, or ``error``.
+        text: What is being done; the folder; the error's message.
+        done: Bytes.
+        total: Bytes; 0 where that cannot be told.
+        result: Of ``result``.
+        names: Of ``names``.
+        error: Of ``error``: the name of its class in :mod:`errors`; empty for one that nobody expected.
+    """
+
+    kind: Literal["progress", "staging", "result", "names", "error"]
+    text: str = ""
+    done: int = 0
+    total: int = 0
+    result: ExportResult | None = None
+    names: tuple[str, ...] = ()
+    error: str = ""

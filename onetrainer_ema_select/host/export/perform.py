@@ -1,0 +1,305 @@
+"""Carries out an order, in the process that has OneTrainer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from modules.util import create, huggingface_util
+
+from onetrainer_ema_select import __version__
+from onetrainer_ema_select.backups import Backup, open_backup
+from onetrainer_ema_select.choices import WeightSet
+from onetrainer_ema_select.errors import ExportError
+from onetrainer_ema_select.host.export.configuration import (
+    RunConfig,
+    choose_dtype,
+    choose_format,
+    read_run_config,
+)
+from onetrainer_ema_select.host.export.loading import base_model_problem, text_of
+from onetrainer_ema_select.host.export.messages import Event, ExportedSet, ExportOrder, ExportResult
+from onetrainer_ema_select.host.export.outputs import check_kind, check_space, expected_bytes, output_paths
+from onetrainer_ema_select.host.export.readback import ReadBack
+from onetrainer_ema_select.host.export.sources import (
+    Source,
+    is_adapter,
+    open_adapter,
+    open_model,
+    trained_names,
+)
+from onetrainer_ema_select.host.metadata import Marked, mark_files
+from onetrainer_ema_select.host.seams import EXPORT_SEAMS, check_live, mismatches
+from onetrainer_ema_select.resume import some
+from onetrainer_ema_select.store import Staging
+from onetrainer_ema_select.workspace import size_of
+
+Emit = Callable[[Event], None]
+
+# Seconds between two looks at how much has been written.
+_TICK = 0.5
+
+
+def perform(order: ExportOrder, *, readback: ReadBack, emit: Emit) -> None:
+    """Do what is asked for, and tell of it.
+
+    Raises:
+        EmaSelectError: It cannot be done.
+    """
+    if wrong := mismatches(check_live(EXPORT_SEAMS)):
+        listed = "".join(f"\n- {sentence}" for sentence in wrong)
+        raise ExportError(
+            f"This OneTrainer differs from those that this plugin can export with:{listed}\nUpdate "
+            "onetrainer-ema-select to a version that knows this OneTrainer (`onetrainer-ema-select doctor` shows each "
+            "place), or name another OneTrainer with --onetrainer DIR.",
+            path=order.onetrainer,
+        )
+    emit(Event(kind="progress", text="reading the backup"))
+    config = read_run_config(order)
+    opened = open_backup(order.backup)
+    _connect(config)
+    if order.action == "names":
+        emit(Event(kind="progress", text="loading the model"))
+        emit(Event(kind="names", names=trained_names(config, order.backup)))
+        return
+    Exporter(order, config, opened, readback=readback, emit=emit).run()
+
+
+def _connect(config: RunConfig) -> None:
+    """Have base models on Hugging Face found as in a run: offline or not, with the user's cache and token."""
+    token = ""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        token = str(json.loads(Path("secrets.json").read_text(encoding="utf-8")).get("huggingface_token") or "")
+    working = config.working
+    huggingface_util.configure_hub(token, offline_mode=working.offline_mode, cache_dir=working.huggingface_cache_dir)
+
+
+class Exporter:
+    """Writes the sets of one backup."""
+
+    def __init__(
+        self, order: ExportOrder, config: RunConfig, opened: Backup, *, readback: ReadBack, emit: Emit
+    ) -> None:
+        """Check all that can be checked without a model.
+
+        Raises:
+            ExportError: Something is in the way.
+        """
+        self._order = order
+        self._config = config
+        self._opened = opened
+        self._readback = readback
+        self._emit = emit
+        original = config.original
+        self._format = choose_format(config, order.format)
+        self._dtype = choose_dtype(config, order.dtype)
+        ending = str(self._format.file_extension())
+        self._paths = output_paths(
+            order.output, sets=order.sets, backup=order.backup, ending=ending, overwrite=order.overwrite
+        )
+        # In spite of its name, and only of this type of model.
+        cascade = str(original.model_type) == "STABLE_CASCADE_1" and str(self._format) == "LEGACY_SAFETENSORS"
+        check_kind(self._paths, is_folder=cascade or not ending, format_name=str(self._format))
+        torch_dtype = self._dtype.torch_dtype()
+        self._each = expected_bytes(order.backup, itemsize=torch_dtype.itemsize if torch_dtype is not None else None)
+        self._free = check_space(self._paths, each=self._each)
+        self._adapter = is_adapter(opened, order.sets, method=original.training_method)
+        if not self._adapter and (problem := base_model_problem(config)):
+            raise ExportError(problem)
+
+    def run(self) -> None:
+        """Write everything, or with ``plan`` say what would be."""
+        if self._order.action == "plan":
+            sets = tuple(ExportedSet(set=each, path=path, size_bytes=self._each) for each, path in self._paths.items())
+            how = "from the backup's own file; the base model is not needed"
+            self._report(sets, how=how if self._adapter else "through OneTrainer's loader and setup", notes=())
+            return
+        self._emit(Event(kind="progress", text="loading the model"))
+        last: Exception | None = None
+        for attempt in self._attempts():
+            source = attempt()
+            try:
+                written, notes = self._write_all(source)
+                break
+            except ExportError:
+                raise
+            except Exception as error:
+                if isinstance(error, OSError):
+                    raise self._not_writable(error) from error
+                last = error
+                del source
+        else:
+            raise self._not_writable(last or RuntimeError("no way to write it")) from last
+        self._report(written, how=source.how, notes=notes)
+
+    def _attempts(self) -> Iterator[Callable[[], Source]]:
+        """The ways to the weights, the cheapest first; the next one is for where a saver wants more."""
+        opened, sets, config = self._opened, self._order.sets, self._config
+        if self._adapter:
+            # OneTrainer converts most adapters without their base, and some only with it.
+            yield lambda: open_adapter(config, opened, sets)
+            if base_model_problem(config):
+                return
+            self._emit(Event(kind="progress", text="loading the base model"))
+        yield lambda: open_model(config, opened, sets)
+        self._emit(Event(kind="progress", text="loading all weights"))
+        yield lambda: open_model(config, opened, sets, structure_only=False)
+
+    def _not_writable(self, error: Exception) -> ExportError:
+        original = self._config.original
+        if isinstance(error, OSError):
+            first = next(iter(self._paths.values()))
+            return ExportError(
+                f"{first} could not be written: {text_of(error)}. Nothing is left of it. Check the disk space and "
+                "the folder, or give another place with --output.",
+                path=first,
+            )
+        others = [
+            str(each)
+            for each in original.model_type.supported_output_formats(original.training_method)
+            if each != self._format
+        ]
+        return ExportError(
+            f"OneTrainer could not write this backup as {self._format}: {text_of(error)}. "
+            + (f"Try another --format: {', '.join(others)}." if others else "Please report this with the model type."),
+            key="format",
+            found=str(self._format),
+        )
+
+    def _write_all(self, source: Source) -> tuple[tuple[ExportedSet, ...], tuple[str, ...]]:
+        """Write every set in private first: both appear, or none does."""
+        stagings: list[Staging] = []
+        written: list[ExportedSet] = []
+        try:
+            for weight_set, path in self._paths.items():
+                staging = Staging(path, workspace=self._order.backup)
+                stagings.append(staging)
+                self._emit(Event(kind="staging", text=str(staging.folder)))
+                written.append(self._write_one(source, weight_set, staging))
+            self._emit(Event(kind="progress", text="flushing to the disk", done=1, total=0))
+            notes = tuple(_notes(written))
+            for staging in stagings:
+                for beside in staging.publish():
+                    notes += (
+                        f"{beside.wanted} could not be replaced ({beside.reason}): the new one lies beside it as "
+                        f"{beside.actual.name}.",
+                    )
+        finally:
+            for staging in stagings:
+                staging.discard()
+        return tuple(written), notes
+
+    def _write_one(self, source: Source, weight_set: WeightSet, staging: Staging) -> ExportedSet:
+        path = staging.destination
+        model = source.model
+        dtype = self._dtype.torch_dtype()
+        self._readback.files.clear()
+        saver = create.create_model_saver(self._config.original.model_type, self._config.original.training_method)
+        marks = self._marks(weight_set, model.train_progress)
+        moment = f"epoch {model.train_progress.epoch}, step {model.train_progress.global_step}"
+        with (
+            Marked(model, marks, title=f"{path.stem} ({weight_set}, {moment})"),
+            source.showing(weight_set, dtype),
+            self._watched(staging, f"writing {path.name}"),
+            staging.writing() as place,
+        ):
+            saver.save(model, self._config.original.model_type, self._format, str(place), dtype)
+        mark_files(staging.path, marks)
+        if not staging.path.exists():
+            raise ExportError(f"OneTrainer's saver has written nothing for {path}. Please report this.", path=path)
+        files = sorted(file for file in staging.folder.rglob("*") if file.is_file())
+        return ExportedSet(
+            set=weight_set,
+            path=path,
+            files=tuple(path.parent / file.relative_to(staging.folder) for file in files),
+            size_bytes=size_of(staging.folder),
+            tensors=sum(file.tensors for file in self._readback.files),
+            weights=len(source.asked),
+            left_out=tuple(name for name in source.names if name not in source.asked),
+            nonfinite=tuple(name for file in self._readback.files for name in file.nonfinite),
+        )
+
+    @contextlib.contextmanager
+    def _watched(self, staging: Staging, text: str) -> Iterator[None]:
+        """Tell how much has been written, meanwhile."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(_TICK):
+                self._emit(Event(kind="progress", text=text, done=size_of(staging.folder), total=self._each))
+
+        self._emit(Event(kind="progress", text=text, total=self._each))
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _marks(self, weight_set: WeightSet, progress: Any) -> dict[str, str]:
+        manifest = self._opened.manifest
+        marks = {
+            "ema_select.set": str(weight_set),
+            "ema_select.sets": ", ".join(map(str, self._paths)),
+            "ema_select.step": str(progress.global_step),
+            "ema_select.epoch": str(progress.epoch),
+            "ema_select.epoch_step": str(progress.epoch_step),
+            "ema_select.version": __version__,
+            "ema_select.exported_from": self._order.backup.name.replace("\n", " "),
+        }
+        if manifest is not None:
+            marks["ema_select.run"] = manifest.run
+            if manifest.leg.id:
+                marks["ema_select.leg"] = manifest.leg.id
+            if manifest.milestones:
+                marks["ema_select.milestone"] = ", ".join(manifest.milestones)
+            if weight_set is WeightSet.EMA and manifest.ema is not None:
+                marks["ema_select.decay"] = str(manifest.ema.decay)
+                marks["ema_select.updates"] = str(manifest.ema.updates)
+                marks["ema_select.update_step_interval"] = str(manifest.ema.update_step_interval)
+                marks["ema_select.precision"] = manifest.ema.dtype
+        return marks
+
+    def _report(self, sets: tuple[ExportedSet, ...], *, how: str, notes: tuple[str, ...]) -> None:
+        original = self._config.original
+        self._emit(
+            Event(
+                kind="result",
+                result=ExportResult(
+                    backup=self._order.backup,
+                    step=self._opened.step,
+                    epoch=self._opened.epoch,
+                    model_type=str(original.model_type),
+                    training_method=str(original.training_method),
+                    format=str(self._format),
+                    dtype=str(self._dtype),
+                    sets=sets,
+                    base_model=""
+                    if self._adapter or self._config.is_fine_tune
+                    else self._config.working.base_model_name,
+                    how=how,
+                    free_bytes=self._free,
+                    notes=self._config.notes + notes,
+                    dry_run=self._order.action == "plan",
+                ),
+            )
+        )
+
+
+def _notes(written: list[ExportedSet]) -> Iterator[str]:
+    for each in written:
+        if each.nonfinite:
+            yield (
+                f"{each.path.name} holds NaN or Inf in {len(each.nonfinite)} tensors: {some(each.nonfinite)}. If the "
+                "other set or another --dtype has none, use that."
+            )
+        if each.left_out:
+            yield (
+                f"{len(each.left_out)} trained weights have no place in this format and are not in {each.path.name}: "
+                f"{some(each.left_out)}."
+            )

@@ -1,0 +1,230 @@
+"""A backup's model with either set shown to whoever saves it: the whole model, or an adapter without its base."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from modules.util.enum.TrainingMethod import TrainingMethod
+from torch import Tensor
+
+from onetrainer_ema_select.backups import Backup, open_backup
+from onetrainer_ema_select.choices import WeightSet
+from onetrainer_ema_select.host.export.configuration import RunConfig
+from onetrainer_ema_select.host.export.loading import Loaded, load_model, read_files
+from onetrainer_ema_select.resume import some
+from onetrainer_ema_select.state_dict_view import StateDictView
+from onetrainer_ema_select.tensor_set import Place
+
+
+class Source(Protocol):
+    """A model whose savers can be shown either set.
+
+    Attributes:
+        model: OneTrainer's.
+        how: In words, how the weights come out of the backup.
+        asked: Trained weights that savers have asked for since a set was shown.
+        names: All trained weights, where they are known.
+    """
+
+    model: Any
+    how: str
+    asked: set[str]
+    names: tuple[str, ...]
+
+    def showing(self, weight_set: WeightSet, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
+        """While entered, savers see a set."""
+        ...
+
+
+class ModelSource:
+    """The model as it is in training: loaded and set up by OneTrainer."""
+
+    def __init__(self, loaded: Loaded, average: Mapping[str, Tensor], *, how: str) -> None:
+        """Show nothing yet.
+
+        Args:
+            loaded: The model, which holds the live weights.
+            average: The averages by stable name, read when they are asked for.
+            how: For the user.
+        """
+        self.model = loaded.model
+        self.names = loaded.names
+        self.how = how
+        self.asked: set[str] = set()
+        self._loaded = loaded
+        self._average = average
+
+    @contextlib.contextmanager
+    def showing(self, weight_set: WeightSet, dtype: torch.dtype | None) -> Iterator[None]:
+        """Show a set by what ``state_dict`` answers; the model itself is not changed, and nothing is copied."""
+        self.asked = set()
+
+        def value_of(name: str) -> Tensor | None:
+            self.asked.add(name)
+            return self._average[name] if weight_set is WeightSet.EMA else None
+
+        with StateDictView(self._loaded.sites, value_of, dtype=dtype):
+            yield
+
+
+class AdapterSource:
+    """A LoRA or an embedding as its file in the backup holds it; its base model is not needed."""
+
+    def __init__(
+        self, model: Any, tensors: dict[str, Tensor], *, places: Mapping[str, Place], average: Mapping[str, Tensor]
+    ) -> None:
+        """Show nothing yet.
+
+        Args:
+            model: OneTrainer's, without a base.
+            tensors: The file's tensors by key, as the model holds them; exchanged in place for the time of a save.
+            places: Where in the file each trained weight lies.
+            average: The averages by stable name; empty where the EMA is not wanted.
+        """
+        self.model = model
+        self.names = tuple(places)
+        self.how = "from the backup's own file; the base model is not needed"
+        self.asked: set[str] = set()
+        self._tensors = tensors
+        self._places = places
+        self._average = average
+
+    @contextlib.contextmanager
+    def showing(self, weight_set: WeightSet, dtype: torch.dtype | None) -> Iterator[None]:
+        """Show a set by exchanging the tensors in the dictionary that the saver reads."""
+        original = dict(self._tensors)
+        self.asked = set(self.names)
+        try:
+            if weight_set is WeightSet.EMA:
+                for name, place in self._places.items():
+                    found = original[place.key]
+                    # Of a float32 average of a 16-bit adapter all is kept where the file has room for it.
+                    self._tensors[place.key] = self._average[name].to(dtype or found.dtype)
+            if self.model.embedding_state_dicts:
+                # What is not set up is written as it is.
+                for key, tensor in self._tensors.items():
+                    self._tensors[key] = tensor.to(dtype or tensor.dtype).contiguous()
+            yield
+        finally:
+            self._tensors.update(original)
+
+
+def open_model(
+    config: RunConfig, opened: Backup, sets: Sequence[WeightSet], *, structure_only: bool = True
+) -> ModelSource:
+    """The whole model, or of a LoRA's and an embedding's base as much as is needed.
+
+    Args:
+        config: The run's.
+        opened: The backup.
+        sets: What will be shown.
+        structure_only: Whether weights that lie outside the backup are left unread.
+
+    Raises:
+        EmaSelectError: OneTrainer cannot load it, or its weights are not those of the EMA.
+    """
+    wants_ema = WeightSet.EMA in sets
+
+    def fits(names: Sequence[str], parameters: Sequence[Tensor]) -> str:
+        return average_problem(opened, names, parameters) if wants_ema else ""
+
+    adapter = not config.is_fine_tune
+    loaded = load_model(config, opened.path, fits=fits, structure_only=structure_only)
+    average: Mapping[str, Tensor] = {}
+    if wants_ema:
+        average = (opened if opened.named else open_backup(opened.path, names=loaded.names)).sets[WeightSet.EMA]
+    how = "through OneTrainer's loader and setup"
+    if adapter and structure_only:
+        how += ", with the structure of the base model"
+    return ModelSource(loaded, average, how=how)
+
+
+def is_adapter(opened: Backup, sets: Sequence[WeightSet], *, method: Any) -> bool:
+    """Whether a backup's own file holds all that is to be written, and every average has its place in it."""
+    embeddings = list((opened.path / "embeddings").glob("*.safetensors"))
+    if method == TrainingMethod.LORA:
+        files = [opened.path / "lora" / "lora.safetensors"]
+        if embeddings or not files[0].is_file():
+            return False
+    elif method == TrainingMethod.EMBEDDING and len(embeddings) == 1:
+        files = embeddings
+    else:
+        return False
+    if WeightSet.EMA not in sets:
+        return True
+    average = opened.sets[WeightSet.EMA]
+    places = [opened.places.get(name) for name in average]
+    return opened.named and all(place is not None and place.file == files[0] for place in places)
+
+
+def open_adapter(config: RunConfig, opened: Backup, sets: Sequence[WeightSet]) -> AdapterSource:
+    """A LoRA or an embedding without its base; see :func:`is_adapter`.
+
+    Raises:
+        EmaSelectError: OneTrainer cannot load it.
+    """
+    model = read_files(config, opened.path, with_base=False)
+    if config.original.training_method == TrainingMethod.LORA:
+        tensors = model.lora_state_dict
+    else:
+        [tensors] = model.embedding_state_dicts.values()
+    average = opened.sets[WeightSet.EMA] if WeightSet.EMA in sets else {}
+    places = {name: opened.places[name] for name in average}
+    return AdapterSource(model, tensors, places=places, average=average)
+
+
+def average_problem(opened: Backup, names: Sequence[str], parameters: Sequence[Tensor]) -> str:
+    """Why a backup's averages cannot be those of these weights; empty where they are.
+
+    Args:
+        opened: The backup.
+        names: Of the trained weights, in OneTrainer's order.
+        parameters: The weights.
+    """
+    average = opened.sets[WeightSet.EMA]
+    advice = (
+        "The backup's configuration may be of another run, or OneTrainer may have changed since: give the right "
+        "config with --config FILE, or the OneTrainer of that time with --onetrainer DIR. The non-EMA set can be "
+        "exported all the same: --set non-ema."
+    )
+    if opened.named:
+        unknown = [name for name in names if name not in average]
+        if unknown:
+            return (
+                f"{len(unknown)} of {len(names)} weights that OneTrainer would train have no EMA in {opened.path}: "
+                f"{some(unknown)}. {advice}"
+            )
+        pairs = [(name, average.shape(name)) for name in names]
+    else:
+        if len(average) != len(names):
+            return (
+                f"The EMA in {opened.path} holds {len(average)} tensors, OneTrainer would train {len(names)} with "
+                f"the backup's configuration. {advice}"
+            )
+        pairs = list(zip(names, map(average.shape, average), strict=True))
+    for (name, shape), parameter in zip(pairs, parameters, strict=True):
+        if tuple(shape) != tuple(parameter.shape):
+            return (
+                f"The EMA of {name} in {opened.path} has the shape {tuple(shape)}, the weight has "
+                f"{tuple(parameter.shape)}. {advice}"
+            )
+    return ""
+
+
+def trained_names(config: RunConfig, backup: Path) -> tuple[str, ...]:
+    """What OneTrainer trains in this run, in its order.
+
+    Raises:
+        EmaSelectError: It cannot be loaded.
+    """
+    opened = open_backup(backup)
+    has_ema = WeightSet.EMA in opened.sets
+
+    def fits(names: Sequence[str], parameters: Sequence[Tensor]) -> str:
+        return average_problem(opened, names, parameters) if has_ema else ""
+
+    return load_model(config, backup, fits=fits).names
