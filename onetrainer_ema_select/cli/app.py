@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onetrainer_ema_select import __version__
-from onetrainer_ema_select.cli import demo, disable, doctor, enable, export, train
+from onetrainer_ema_select.cli import compare, demo, disable, doctor, enable, export, inspect, train
 from onetrainer_ema_select.cli import list as list_verb
 from onetrainer_ema_select.errors import EmaSelectError
 
@@ -44,7 +44,9 @@ app.command("disable", epilog=disable.EXAMPLE)(disable.disable)
 app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 app.command("train", epilog=train.EXAMPLE, context_settings=train.CONTEXT_SETTINGS)(train.train)
 app.command("list", epilog=list_verb.EXAMPLE)(list_verb.list_workspace)
+app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("export", epilog=export.EXAMPLE)(export.export)
+app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 
 

@@ -1,0 +1,227 @@
+"""What `inspect` finds out about a backup or model."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from onetrainer_ema_select.backups import Backup
+from onetrainer_ema_select.choices import WeightSet
+from onetrainer_ema_select.cli.distances import Measured, measure, open_named, progress, unnamed_sentence
+from onetrainer_ema_select.comparison import Count, count
+from onetrainer_ema_select.errors import EmaSelectError, NamesError
+from onetrainer_ema_select.manifest import FOLDER
+from onetrainer_ema_select.model_kinds import PARKED, Kind, backup_kind, kind_of
+from onetrainer_ema_select.models import open_model
+from onetrainer_ema_select.naming import set_suffix
+from onetrainer_ema_select.origin import PACKAGE
+from onetrainer_ema_select.recognise import is_backup, is_parked
+from onetrainer_ema_select.tensor_set import TensorSet
+from onetrainer_ema_select.workspace import leg_text, partner_of, save_metadata, size_of
+
+_OURS = f"{FOLDER}."
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """One set: `name` is `ema`, `non-ema`, or empty for a model that does not say which it is."""
+
+    name: str
+    tensors: int
+    elements: int
+    size_bytes: int
+    dtypes: Mapping[str, int]
+    nan: int
+    inf: int
+
+
+@dataclass(frozen=True)
+class EmaReport:
+    """How an average was made; None for what nothing says."""
+
+    decay: float | None
+    update_step_interval: int | None
+    updates: int | None
+    precision: str
+
+    @property
+    def half_life_steps(self) -> float | None:
+        """Optimizer steps after which a weight counts half in the average: ln 2 / -ln(decay), times the interval."""
+        if self.decay is None or self.update_step_interval is None or not 0 < self.decay < 1:
+            return None
+        return math.log(2) / -math.log(self.decay) * self.update_step_interval
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that `inspect` tells.
+
+    Attributes:
+        path: What was inspected.
+        kind: What it is, and is good for.
+        size_bytes: On the disk.
+        sets: What it holds.
+        ema: How its average was made, if it is or holds one.
+        provenance: Where it comes from, as key and text; empty texts are left out.
+        metadata: Of a file's header, without the plugin's own keys.
+        examples: Some names of tensors.
+        between: The two sides of `distance`.
+        distance: How far the two sets, or the model and its partner, are apart.
+        distance_problem: Why there is no distance, though there are two sets; else empty.
+        partner: Of a saved model, the other set of the same moment.
+    """
+
+    path: Path
+    kind: Kind
+    size_bytes: int
+    sets: tuple[SetReport, ...]
+    ema: EmaReport | None
+    provenance: Mapping[str, str]
+    metadata: Mapping[str, str]
+    examples: tuple[str, ...]
+    between: tuple[str, str] = ("", "")
+    distance: Measured | None = None
+    distance_problem: str = ""
+    partner: Path | None = None
+
+
+def inspect_path(path: Path, *, onetrainer: Path | None) -> Report:
+    """Find out all about a backup or model; reads every tensor.
+
+    Raises:
+        EmaSelectError: If it cannot be opened or read.
+    """
+    if path.is_dir() and (is_backup(path) or is_parked(path)):
+        return _backup_report(open_named(path, onetrainer))
+    return _model_report(path)
+
+
+def _backup_report(backup: Backup) -> Report:
+    ema, live = backup.sets.get(WeightSet.EMA), backup.sets.get(WeightSet.NON_EMA)
+    distance, problem = None, ""
+    counts: dict[WeightSet, Count] = {}
+    if ema is not None and live is not None:
+        if not backup.named:
+            problem = unnamed_sentence(backup.path, "inspect")
+        else:
+            try:
+                distance = measure(ema, live, called=("its EMA", "its non-EMA set"), exact=True)
+            except NamesError:
+                problem = (
+                    "None of its EMA's weights could be found among its model files with certainty, so its two sets "
+                    f"cannot be compared here. Export both and compare the models: {PACKAGE} compare"
+                )
+    if distance is not None:
+        counts = {WeightSet.EMA: distance.nan_inf[0], WeightSet.NON_EMA: distance.nan_inf[1]}
+    return Report(
+        path=backup.path,
+        kind=PARKED if live is None else backup_kind(backup.path, ema=ema is not None),
+        size_bytes=size_of(backup.path),
+        sets=tuple(_set_report(set_suffix(one), tensors, counts.get(one)) for one, tensors in backup.sets.items()),
+        ema=None if ema is None else _backup_ema(backup),
+        provenance=_backup_provenance(backup),
+        metadata={},
+        examples=(live or ema or TensorSet({})).names[:_EXAMPLES],
+        between=("ema", "non-ema"),
+        distance=distance,
+        distance_problem=problem,
+    )
+
+
+def _backup_ema(backup: Backup) -> EmaReport:
+    record = backup.manifest.ema if backup.manifest is not None else None
+    if record is not None:
+        return EmaReport(record.decay, record.update_step_interval, record.updates, record.dtype)
+    interval = (backup.config or {}).get("ema_update_step_interval")
+    return EmaReport(backup.decay, interval if isinstance(interval, int) else None, None, "")
+
+
+def _backup_provenance(backup: Backup) -> dict[str, str]:
+    said = {
+        "step": str(backup.step),
+        "epoch": str(backup.epoch),
+        "epoch_step": str(backup.epoch_step),
+        "model_type": backup.model_type,
+        "training_method": backup.training_method,
+    }
+    if (manifest := backup.manifest) is not None:
+        said |= {
+            "run": manifest.run,
+            "leg": leg_text(manifest.leg) if manifest.kind == "backup" else "",
+            "milestone": ", ".join(manifest.milestones),
+            "created": manifest.created,
+            "plugin_version": manifest.plugin_version,
+            "onetrainer_commit": manifest.onetrainer_commit,
+        }
+    return {key: value for key, value in said.items() if value}
+
+
+def _model_report(path: Path) -> Report:
+    model = open_model(path)
+    ours = {key.removeprefix(_OURS): text for key, text in model.metadata.items() if key.startswith(_OURS)}
+    own = ours.get("set", "").lower().replace("_", "-")
+    partner = partner_of(path, save_metadata(path))
+    distance, problem, counted = None, "", None
+    between = own or "this", "its partner"
+    if partner is not None:
+        try:
+            other = open_model(partner)
+            distance = measure(model.tensors, other.tensors, called=(str(path), str(partner)))
+            counted = distance.nan_inf[0]
+        except EmaSelectError as error:
+            problem = str(error)
+    ema = None
+    if ours.get("decay"):
+        ema = EmaReport(
+            _number(ours.get("decay")),
+            None if (interval := _number(ours.get("update_step_interval"))) is None else int(interval),
+            None if (updates := _number(ours.get("updates"))) is None else int(updates),
+            ours.get("precision", ""),
+        )
+    told = ("run", "step", "epoch", "epoch_step", "leg", "milestone", "version")
+    provenance = {("plugin_version" if key == "version" else key): ours[key] for key in told if ours.get(key)}
+    return Report(
+        path=path,
+        kind=kind_of(path, model.tensors.names),
+        size_bytes=size_of(path),
+        sets=(_set_report(own, model.tensors, counted),),
+        ema=ema,
+        provenance=provenance,
+        metadata={key: text for key, text in model.metadata.items() if not key.startswith(_OURS)},
+        examples=model.tensors.names[:_EXAMPLES],
+        between=between,
+        distance=distance,
+        distance_problem=problem,
+        partner=partner,
+    )
+
+
+def _set_report(name: str, tensors: TensorSet, counted: Count | None) -> SetReport:
+    if counted is None:
+        with progress(tensors.nbytes, "reading") as advance:
+            counted = count(tensors, tensors.names, advance=advance)
+    dtypes: Counter[str] = Counter()
+    for one in tensors:
+        dtypes[tensors.dtype_name(one)] += tensors.numel(one)
+    return SetReport(
+        name=name,
+        tensors=len(tensors),
+        elements=tensors.elements,
+        size_bytes=tensors.nbytes,
+        dtypes=dict(dtypes.most_common()),
+        nan=counted.nan,
+        inf=counted.inf,
+    )
+
+
+def _number(text: str | None) -> float | None:
+    """A number out of a header, which anybody may have written."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
