@@ -47,7 +47,7 @@ def make_backup() -> MakeBackup:
         torch.save({"state": {}}, backup / "optimizer" / "optimizer.pt")
         if ema:
             (backup / "ema").mkdir()
-            torch.save({"decay": 0.9, "ema": list(weights.values())}, backup / "ema" / "ema.pt")
+            torch.save({"decay": 0.9, "ema_parameters": list(weights.values())}, backup / "ema" / "ema.pt")
         progress = {"epoch": epoch, "epoch_step": 0, "epoch_sample": 0, "global_step": step}
         (backup / "meta.json").write_text(json.dumps({"train_progress": progress}), encoding="utf-8")
         return backup

@@ -17,7 +17,6 @@ from modules.util.enum.ConfigPart import ConfigPart
 from modules.util.enum.DataType import DataType
 from modules.util.enum.EMAMode import EMAMode
 from modules.util.enum.ModelFormat import ModelFormat
-from modules.util.enum.TrainingMethod import TrainingMethod
 
 from onetrainer_ema_select.errors import SECTION, ExportError
 from onetrainer_ema_select.host.config_section import with_section
@@ -47,7 +46,12 @@ class RunConfig:
     @property
     def is_fine_tune(self) -> bool:
         """Whether the backup holds the whole model, so that no base model is needed."""
-        return self.original.training_method in (TrainingMethod.FINE_TUNE, TrainingMethod.FINE_TUNE_VAE)
+        return is_fine_tune(self.original)
+
+
+def is_fine_tune(config: Any) -> bool:
+    """Whether a run trains a model's own weights: ``FINE_TUNE``, ``FINE_TUNE_VAE``."""
+    return str(config.training_method).startswith("FINE_TUNE")
 
 
 def read_run_config(order: ExportOrder) -> RunConfig:
@@ -70,7 +74,7 @@ def read_run_config(order: ExportOrder) -> RunConfig:
     working.multi_gpu = False
     working.optimizer.optimizer = None
     working.optimizer.MuonWithAuxAdam = False
-    if original.training_method in (TrainingMethod.FINE_TUNE, TrainingMethod.FINE_TUNE_VAE):
+    if is_fine_tune(original):
         for part in _PARTS_IN_BACKUP:
             section = getattr(working, part, None)
             if section is not None:

@@ -115,9 +115,10 @@ def read_files(config: RunConfig, backup: Path, *, with_base: bool, structure_on
         )
     loader._load_internal_data = _read_progress_only
     names = model_names(working, backup, with_base=with_base)
+    quantization = getattr(working, "quantization", None)
     try:
         with _structures(backup, active=structure_only):
-            model = loader.load(working.model_type, names, working.weight_dtypes(), working.quantization)
+            model = loader.load(working.model_type, names, working.weight_dtypes(), quantization)
     except Exception as error:
         raise ExportError(_could_not_load(config, backup, names, error), path=backup) from error
     if not hasattr(model, "train_progress"):

@@ -18,9 +18,7 @@ _BESIDE_TENSORS = 8_000_000
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
-def output_paths(
-    output: Path, *, sets: Sequence[WeightSet], backup: Path, ending: str, overwrite: bool
-) -> dict[WeightSet, Path]:
+def output_paths(output: Path, *, sets: Sequence[WeightSet], backup: Path, ending: str) -> dict[WeightSet, Path]:
     """The place of each set; the first one gets the plain name.
 
     Args:
@@ -28,10 +26,9 @@ def output_paths(
         sets: What is to be written.
         backup: The backup, for the name.
         ending: Of a single file, ``.safetensors``; empty where the format is a folder.
-        overwrite: Whether what is there may be replaced.
 
     Raises:
-        ExportError: Something is there already, or is of the wrong kind, or the place is not for models.
+        ExportError: The place is not for models.
     """
     _, given, _ = split(output.name)
     if output.resolve().is_relative_to(backup.resolve()) or output.resolve().parent == backup.resolve().parent:
@@ -49,13 +46,11 @@ def output_paths(
         first, *others = sets
         paths = {first: output}
         paths.update({each: output.with_name(paired_name(output.name, set_suffix(each))) for each in others})
-    for path in paths.values():
-        _check_place(path, overwrite=overwrite)
     return paths
 
 
-def check_kind(paths: dict[WeightSet, Path], *, is_folder: bool, format_name: str) -> None:
-    """Refuse what exists and is of the other kind, and a folder that would look like a file.
+def check_places(paths: dict[WeightSet, Path], *, is_folder: bool, format_name: str, overwrite: bool) -> None:
+    """Refuse what exists, is of the other kind, or cannot be written, and a folder that would look like a file.
 
     Raises:
         ExportError: Naming the place.
@@ -75,6 +70,7 @@ def check_kind(paths: dict[WeightSet, Path], *, is_folder: bool, format_name: st
                 f"{split(path.name)[1]}, or another --format.",
                 path=path,
             )
+        _check_place(path, overwrite=overwrite)
 
 
 def _check_place(path: Path, *, overwrite: bool) -> None:
@@ -142,9 +138,10 @@ def check_space(paths: dict[WeightSet, Path], *, each: int) -> int:
         ExportError: Naming what is needed and what is free.
     """
     first = next(iter(paths.values()))
-    free = shutil.disk_usage(existing_parent(first)).free
+    usage = shutil.disk_usage(existing_parent(first))
+    free = usage.free
     needed = (each + _BESIDE_TENSORS) * len(paths)
-    if free < needed:
+    if usage.total and free < needed:
         raise ExportError(
             f"There is not enough space for {first}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free. "
             "Free some, give another place with --output, or write fewer bits with --dtype BFLOAT_16.",

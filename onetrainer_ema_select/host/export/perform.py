@@ -23,7 +23,7 @@ from onetrainer_ema_select.host.export.configuration import (
 )
 from onetrainer_ema_select.host.export.loading import base_model_problem, text_of
 from onetrainer_ema_select.host.export.messages import Event, ExportedSet, ExportOrder, ExportResult
-from onetrainer_ema_select.host.export.outputs import check_kind, check_space, expected_bytes, output_paths
+from onetrainer_ema_select.host.export.outputs import check_places, check_space, expected_bytes, output_paths
 from onetrainer_ema_select.host.export.readback import ReadBack
 from onetrainer_ema_select.host.export.sources import (
     Source,
@@ -98,12 +98,15 @@ class Exporter:
         self._format = choose_format(config, order.format)
         self._dtype = choose_dtype(config, order.dtype)
         ending = str(self._format.file_extension())
-        self._paths = output_paths(
-            order.output, sets=order.sets, backup=order.backup, ending=ending, overwrite=order.overwrite
-        )
+        self._paths = output_paths(order.output, sets=order.sets, backup=order.backup, ending=ending)
         # In spite of its name, and only of this type of model.
         cascade = str(original.model_type) == "STABLE_CASCADE_1" and str(self._format) == "LEGACY_SAFETENSORS"
-        check_kind(self._paths, is_folder=cascade or not ending, format_name=str(self._format))
+        check_places(
+            self._paths,
+            is_folder=cascade or not ending,
+            format_name=str(self._format),
+            overwrite=order.overwrite,
+        )
         torch_dtype = self._dtype.torch_dtype()
         self._each = expected_bytes(order.backup, itemsize=torch_dtype.itemsize if torch_dtype is not None else None)
         self._free = check_space(self._paths, each=self._each)
