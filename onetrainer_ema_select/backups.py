@@ -83,7 +83,7 @@ def open_backup(path: str | os.PathLike[str], *, names: Sequence[str] | None = N
     Args:
         path: The folder.
         names: Stable names of the trained parameters in OneTrainer's order, for a backup that does not say them
-            itself; see `onetrainer_ema_select.exporting.trained_names`.
+            itself; see `onetrainer_ema_select.host.export.trained_names`.
 
     Raises:
         BackupError: If it is not there, is no backup, or is not whole.

@@ -32,10 +32,12 @@ class Kind:
     Attributes:
         name: In one word, for programs.
         use: What it is good for, in one sentence.
+        command: What to type where the sentence ends with a colon; else empty.
     """
 
     name: str
     use: str
+    command: str = ""
 
 
 def export_command(backup: Path, *, ema: bool) -> str:
@@ -46,7 +48,7 @@ def export_command(backup: Path, *, ema: bool) -> str:
 
 def backup_kind(path: Path, *, ema: bool) -> Kind:
     """Of a backup."""
-    return Kind("backup", f"Resumes training; not a model: export it: {export_command(path, ema=ema)}")
+    return Kind("backup", "Resumes training; not a model: export it:", export_command(path, ema=ema))
 
 
 PARKED = Kind(
@@ -60,7 +62,7 @@ def kind_of(path: Path, names: Collection[str]) -> Kind:
     around = enclosing_backup(path)
     if around is not None:
         part = "A backup's internal LoRA" if path.parent.name == "lora" else "A part of a backup"
-        return Kind("backup-part", f"{part}, not a model: export the backup: {export_command(around, ema=True)}")
+        return Kind("backup-part", f"{part}, not a model: export the backup:", export_command(around, ema=True))
     if path.is_dir():
         if (path / MODEL_INDEX).is_file():
             return Kind(
@@ -121,7 +123,8 @@ def _lora_kind(names: Collection[str]) -> Kind:
     if all(_INTERNAL_PREFIX.match(name) and _INTERNAL_LEAF.search(name) for name in names):
         return Kind(
             "internal-lora",
-            f"A backup's internal LoRA, not a model: export its backup: {export_command(Path('BACKUP'), ema=True)}",
+            "A backup's internal LoRA, not a model: export its backup:",
+            export_command(Path("BACKUP"), ema=True),
         )
     if all(name.startswith("lora_") for name in names):
         return Kind("kohya-lora", "A LoRA in kohya's format: usable in ComfyUI, A1111, Forge and diffusers.")

@@ -93,7 +93,9 @@ def compare(
         echo_json({"schema": 1, **described, **distance_json(measured)})
         return
     for head, side in zip(("A", "B"), sides, strict=True):
-        for line in wrapped(f"{head}: {side.path}" + (f" ({side.set_text})" if side.set_text else "")):
+        for line in wrapped(
+            f"{head}: {side.path}" + (f" ({side.set_text})" if side.set_text else ""), keep=[side.path]
+        ):
             typer.echo(line)
     typer.echo()
     for line in distance_lines(measured, every=every, heads=("A", "B")):
@@ -119,7 +121,7 @@ def open_side(path: Path, asked: SetName | None, onetrainer: Path | None, *, opt
         if wanted not in backup.sets:
             held = " and ".join(set_suffix(one) for one in backup.sets)
             raise typer.BadParameter(f"{path} holds {held} only: leave {option} out.")
-        require_named(backup, wanted, f"compare ... {option} {set_suffix(wanted)}")
+        require_named(backup, wanted)
         return Side(path, wanted, "parked" if is_parked(path) else "backup", backup.sets[wanted])
     model = open_model(path)
     said = model.metadata.get("ema_select.set", "")

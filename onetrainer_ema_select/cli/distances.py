@@ -17,12 +17,15 @@ from onetrainer_ema_select.cli.table import cosine, number, table, wrapped
 from onetrainer_ema_select.comparison import Advance, Comparison, Count, Distance, compare, count
 from onetrainer_ema_select.errors import NamesError
 from onetrainer_ema_select.name_matching import Match, match
-from onetrainer_ema_select.origin import PACKAGE
 from onetrainer_ema_select.tensor_set import TensorSet
 
 SHOWN_BLOCKS = 12
 _SHOWN_NAMES = 3
 TOTAL = "in total"
+UNNAMED = (
+    "This backup was made without the plugin, so its EMA names no weights and cannot be compared. To have OneTrainer "
+    "name them,"
+)
 
 
 @dataclass(frozen=True)
@@ -85,28 +88,19 @@ def open_named(path: Path, onetrainer: Path | None) -> Backup:
     backup = open_backup(path)
     if backup.named or onetrainer is None or WeightSet.EMA not in backup.sets:
         return backup
-    from onetrainer_ema_select.exporting import trained_names
+    from onetrainer_ema_select.host.export import trained_names
 
     return open_backup(path, names=trained_names(path, onetrainer=onetrainer))
 
 
-def unnamed_sentence(path: Path, verb: str) -> str:
-    """Why the EMA of a backup cannot be compared by name, and what to type."""
-    text = f'"{path}"' if " " in str(path) else str(path)
-    return (
-        "This backup was made without the plugin, so its EMA names no weights. To have OneTrainer name them: "
-        f"{PACKAGE} {verb} {text} --onetrainer DIR"
-    )
-
-
-def require_named(backup: Backup, weight_set: WeightSet, verb: str) -> None:
+def require_named(backup: Backup, weight_set: WeightSet) -> None:
     """Refuse to compare an average whose weights have no names.
 
     Raises:
-        NamesError: Saying what to type.
+        NamesError: Saying what to add.
     """
     if weight_set is WeightSet.EMA and not backup.named:
-        raise NamesError(unnamed_sentence(backup.path, verb), path=backup.path)
+        raise NamesError(f"{UNNAMED} add --onetrainer DIR.", path=backup.path)
 
 
 def distance_lines(measured: Measured, *, every: bool, heads: tuple[str, str]) -> list[str]:

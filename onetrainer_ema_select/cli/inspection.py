@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onetrainer_ema_select.backups import Backup
 from onetrainer_ema_select.choices import WeightSet
-from onetrainer_ema_select.cli.distances import Measured, measure, open_named, progress, unnamed_sentence
+from onetrainer_ema_select.cli.distances import UNNAMED, Measured, measure, open_named, progress
 from onetrainer_ema_select.comparison import Count, count
 from onetrainer_ema_select.errors import EmaSelectError, NamesError
 from onetrainer_ema_select.manifest import FOLDER
@@ -106,7 +106,7 @@ def _backup_report(backup: Backup) -> Report:
     counts: dict[WeightSet, Count] = {}
     if ema is not None and live is not None:
         if not backup.named:
-            problem = unnamed_sentence(backup.path, "inspect")
+            problem = f"{UNNAMED} add --onetrainer DIR."
         else:
             try:
                 distance = measure(ema, live, called=("its EMA", "its non-EMA set"), exact=True)

@@ -20,7 +20,9 @@ def report_lines(report: Report, *, every: bool) -> list[str]:
         report: What was found.
         every: Whether to show all blocks.
     """
-    lines = [*wrapped(f"{report.path} ({size_text(report.size_bytes)})"), *wrapped(report.kind.use), ""]
+    lines = [*wrapped(f"{report.path} ({size_text(report.size_bytes)})", keep=[report.path]), *wrapped(report.kind.use)]
+    # Unbroken, to be copied.
+    lines += [f"  {report.kind.command}", ""] if report.kind.command else [""]
     for one in report.sets:
         lines += wrapped(set_text(one))
     if report.ema is not None:
@@ -37,10 +39,10 @@ def report_lines(report: Report, *, every: bool) -> list[str]:
         heads = report.between if report.partner is None else ("this", "other")
         lines += ["", *wrapped(f"How far {report.between[0]} and {report.between[1]} are apart:")]
         if report.partner is not None:
-            lines += wrapped(str(report.partner), indent="  ")
+            lines += wrapped(str(report.partner), indent="  ", keep=[report.partner])
         lines += distance_lines(report.distance, every=every, heads=heads)
     elif report.distance_problem:
-        lines += ["", *wrapped(report.distance_problem)]
+        lines += ["", *wrapped(report.distance_problem, keep=[report.path, report.partner])]
     return lines
 
 
@@ -82,7 +84,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "schema": 1,
         "path": report.path.absolute(),
         "kind": report.kind.name,
-        "use": report.kind.use,
+        "use": f"{report.kind.use} {report.kind.command}".rstrip(),
         "size_bytes": report.size_bytes,
         "sets": [
             {

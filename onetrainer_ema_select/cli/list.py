@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.cells import cell_len
 from tqdm import tqdm
 
 from onetrainer_ema_select.checksums import Verdict, verify_backup, verify_model
 from onetrainer_ema_select.cli.common import JsonOption, echo_json, size_text
+from onetrainer_ema_select.cli.table import WIDTH, padded, wrapped
 from onetrainer_ema_select.origin import PACKAGE
 from onetrainer_ema_select.workspace import (
     STRAY,
@@ -43,7 +45,7 @@ def list_workspace(
     view = scan_workspace(workspace)
     verdicts = verify_all(view) if verify else {}
     if as_json:
-        report = {"workspace": workspace.absolute(), **asdict(view)}
+        report = {"schema": 1, "workspace": workspace.absolute(), **asdict(view)}
         if verify:
             report["verified"] = {str(path): asdict(verdict) for path, verdict in verdicts.items()}
         echo_json(report)
@@ -77,14 +79,23 @@ def print_view(view: WorkspaceView, verdicts: Mapping[Path, Verdict], workspace:
     if view.parked:
         print_block("Parked EMA, to be taken up again by a run with EMA on", parked_rows(view.parked))
     if not (view.backups or view.milestones or view.saves or view.parked):
-        typer.echo(f"No backups and no saves in {workspace}.\n")
-    for line in continue_lines(view):
+        for line in wrapped(f"No backups and no saves in {workspace}.", keep=[workspace]):
+            typer.echo(line)
+        typer.echo()
+    for line in continue_lines(view, workspace):
         typer.echo(line)
+
+
+# What is said of a thing stands below it.
+_INDENT = " " * 9
 
 
 @dataclass(frozen=True)
 class Line:
-    """One thing in a workspace: the columns before its name, its name, and what else is to be said of it."""
+    """One thing in a workspace: the columns before its name, its name, and what else is to be said of it.
+
+    Names and paths in the notes that are not to be broken are in `whole`.
+    """
 
     step: int | None
     epoch: int | None
@@ -92,19 +103,30 @@ class Line:
     sets: str
     name: str
     notes: tuple[str, ...] = ()
+    whole: tuple[object, ...] = ()
 
 
 def print_block(title: str, lines: Sequence[Line]) -> None:
-    """Print a heading and aligned columns. The long names come last, so that no terminal breaks the columns."""
-    width = max(len("sets"), *(len(line.sets) for line in lines))
+    """Print a heading and aligned columns; where a name does not fit behind them, all stand on lines of their own."""
+    width = max(cell_len("sets"), *(cell_len(line.sets) for line in lines))
+    before = len(_columns("", "", "", "sets", width)) + 2
+    beside = all(before + cell_len(line.name) <= WIDTH for line in lines)
     typer.echo(title)
-    typer.echo(f"  {'step':>6} {'epoch':>5} {'size':>8}  {'sets':<{width}}  name")
+    typer.echo((_columns("step", "epoch", "size", "sets", width) + ("  name" if beside else "")).rstrip())
     for line in lines:
         step, epoch = ("-" if number is None else str(number) for number in (line.step, line.epoch))
-        typer.echo(f"  {step:>6} {epoch:>5} {size_text(line.size_bytes):>8}  {line.sets:<{width}}  {line.name}")
+        columns = _columns(step, epoch, size_text(line.size_bytes), line.sets, width)
+        typer.echo(f"{columns}  {line.name}" if beside else columns.rstrip())
+        if not beside:
+            typer.echo(wrapped(line.name, indent=_INDENT, keep=[line.name])[0])
         for note in line.notes:
-            typer.echo(f"         {note}")
+            for text in wrapped(note, indent=_INDENT, keep=line.whole):
+                typer.echo(text)
     typer.echo()
+
+
+def _columns(step: str, epoch: str, size: str, sets: str, width: int) -> str:
+    return f"  {step:>6} {epoch:>5} {size:>8}  {padded(sets, width)}"
 
 
 def verdict_notes(path: Path, verdicts: Mapping[Path, Verdict]) -> tuple[str, ...]:
@@ -129,30 +151,29 @@ def backup_rows(backups: Iterable[BackupView], verdicts: Mapping[Path, Verdict])
             notes += [f"problem: {backup.reason}"] if backup.reason else []
             notes.append(f"leg: {backup.leg}" if backup.leg else "made without the plugin")
             notes += [f"milestone: {backup.milestone}"] if backup.milestone else []
+            notes += [f"parked: {name}" for name in backup.parked]
             notes += verdict_notes(backup.path, verdicts)
+        whole = (backup.path, *(name.rpartition(" (stopped at step ")[0] for name in backup.parked))
         lines.append(
-            Line(backup.step, backup.epoch, backup.size_bytes, ", ".join(sets) or "-", backup.name, tuple(notes))
+            Line(backup.step, backup.epoch, backup.size_bytes, ", ".join(sets) or "-", backup.name, tuple(notes), whole)
         )
     return lines
 
 
-def save_rows(saves: Iterable[SaveView], verdicts: Mapping[Path, Verdict]) -> list[Line]:
+def save_rows(saves: Sequence[SaveView], verdicts: Mapping[Path, Verdict]) -> list[Line]:
     """A line for each saved model, the two sets of a moment below each other."""
-    return [
-        Line(
-            save.step,
-            save.epoch,
-            save.size_bytes,
-            save.set or "not told",
-            save.path.name,
-            (
-                *((f"milestone: {save.milestone}",) if save.milestone else ()),
-                *((f"without its partner: {save.missing} is not there",) if save.missing else ()),
-                *verdict_notes(save.path, verdicts),
-            ),
-        )
-        for save in saves
-    ]
+    lines = []
+    for place, save in enumerate(saves):
+        notes = [f"milestone: {save.milestone}"] if save.milestone else []
+        if save.partner is not None:
+            above = place > 0 and saves[place - 1].path == save.partner
+            below = place + 1 < len(saves) and saves[place + 1].path == save.partner
+            # The two are told once, at the second.
+            notes += [] if below else ["partner of the one above"] if above else [f"partner: {save.partner.name}"]
+        notes += [f"without its partner: {save.missing} is not there"] if save.missing else []
+        notes += verdict_notes(save.path, verdicts)
+        lines.append(Line(save.step, save.epoch, save.size_bytes, save.set or "not told", save.path.name, tuple(notes)))
+    return lines
 
 
 def parked_rows(parked: Iterable[ParkedView]) -> list[Line]:
@@ -160,12 +181,17 @@ def parked_rows(parked: Iterable[ParkedView]) -> list[Line]:
     return [Line(one.step, None, one.size_bytes, "ema", one.path.name) for one in parked]
 
 
-def continue_lines(view: WorkspaceView) -> list[str]:
+def continue_lines(view: WorkspaceView, workspace: Path) -> list[str]:
     """What "continue last backup" would load, and why that may not be the same for both."""
     if not view.backups:
         return ['"Continue last backup" would find nothing and start anew.']
+    keep = [*(backup.path for backup in view.backups), *(backup.name for backup in view.backups), workspace]
     if view.plain_continue == view.our_continue:
-        return [f'"Continue last backup" would load, with and without the plugin: {view.our_continue}']
-    lines = [f'"Continue last backup" would load, with the plugin: {view.our_continue or "nothing"}']
-    lines.append(f"Plain OneTrainer would try: {view.plain_continue}")
-    return lines + list(view.skipped)
+        said = [f'"Continue last backup" would load, with and without the plugin: {view.our_continue}']
+    else:
+        said = [
+            f'"Continue last backup" would load, with the plugin: {view.our_continue or "nothing"}',
+            f"Plain OneTrainer would try: {view.plain_continue}",
+            *view.skipped,
+        ]
+    return [line for sentence in said for line in wrapped(sentence, keep=keep)]

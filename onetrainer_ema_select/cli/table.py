@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from rich.cells import cell_len
 
 WIDTH = 80
+# Stands for a space that is no place to break at; no name has it.
+_SPACE = "\0"
 
 
 def padded(text: str, width: int, *, right: bool = False) -> str:
@@ -15,14 +17,17 @@ def padded(text: str, width: int, *, right: bool = False) -> str:
     return space + text if right else text + space
 
 
-def wrapped(text: str, *, indent: str = "", hanging: str = "  ") -> list[str]:
+def wrapped(text: str, *, indent: str = "", hanging: str = "  ", keep: Iterable[object] = ()) -> list[str]:
     """Break at spaces to lines that fit; what cannot be broken, such as a path, gets a line of its own.
 
     Args:
         text: One paragraph.
         indent: What every line begins with.
         hanging: What further lines begin with behind that.
+        keep: Paths and names in the text that stay whole, even where there are spaces in them.
     """
+    for name in map(str, keep):
+        text = text.replace(name, name.replace(" ", _SPACE))
     lines: list[str] = []
     line = indent
     empty = True
@@ -32,7 +37,7 @@ def wrapped(text: str, *, indent: str = "", hanging: str = "  ") -> list[str]:
             line, empty = indent + hanging, True
         line += word if empty else f" {word}"
         empty = False
-    return [*lines, line]
+    return [one.replace(_SPACE, " ") for one in (*lines, line)]
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, last: str = "") -> list[str]:

@@ -11,7 +11,7 @@ from onetrainer_ema_select import __version__
 
 Command = Callable[..., "tuple[int, str, str]"]
 
-VERBS = ["enable", "disable", "doctor", "train", "list", "demo"]
+VERBS = ["enable", "disable", "doctor", "train", "list", "inspect", "compare", "demo"]
 
 
 def test_help_names_every_verb(command: Command) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.cells import cell_len
 from safetensors.torch import save_file
 
 from onetrainer_ema_select.checksums import write_checksums
@@ -59,7 +60,8 @@ def test_text(command: Command, workspace: Path) -> None:
     ema, other = (f"{size} B" for size in sizes)
     code, out, err = command("list", workspace)
     assert (code, err) == (0, "")
-    assert out == (
+    report, said = out.split('\n"Continue')
+    assert report == (
         "Backups, newest first\n"
         "    step epoch     size  sets                 name\n"
         "       -     -      0 B  -                    stray\n"
@@ -68,21 +70,25 @@ def test_text(command: Command, workspace: Path) -> None:
         "         NOT COMPLETE: optimizer/optimizer.pt is missing\n"
         f"       4     2   1.2 MB  non-ema, parked ema  {OLD}\n"
         "         leg: fresh start\n"
+        "         parked: parked-ema (stopped at step 2)\n"
         "\n"
         "Saves\n"
-        "    step epoch     size  sets     name\n"
-        f"       6     3 {ema:>8}  ema      {SAVE}.safetensors\n"
+        "    step epoch     size  sets\n"
+        f"       6     3 {ema:>8}  ema\n"
+        f"         {SAVE}.safetensors\n"
         "         milestone: 3 epochs\n"
-        f"       6     3 {other:>8}  non-ema  {SAVE}-non-ema.safetensors\n"
+        f"       6     3 {other:>8}  non-ema\n"
+        f"         {SAVE}-non-ema.safetensors\n"
+        "         partner of the one above\n"
         "\n"
         "Parked EMA, to be taken up again by a run with EMA on\n"
         "    step epoch     size  sets  name\n"
         "       2     -  99.9 kB  ema   parked-ema\n"
-        "\n"
-        f'"Continue last backup" would load, with the plugin: {OLD}\n'
-        "Plain OneTrainer would try: stray\n"
-        f"Skipped {workspace / 'backup' / 'stray'}: stray folder, its name does not begin with a backup's time.\n"
-        f"Skipped {workspace / 'backup' / NEW}: optimizer/optimizer.pt is missing.\n"
+    )
+    assert said.startswith(f' last backup" would load, with the plugin:\n  {OLD}\nPlain OneTrainer would try: stray\n')
+    assert " ".join(said.split()).endswith(
+        f"Skipped {workspace / 'backup' / 'stray'}: stray folder, its name does not begin with a backup's time. "
+        f"Skipped {workspace / 'backup' / NEW}: optimizer/optimizer.pt is missing."
     )
 
 
@@ -90,7 +96,7 @@ def test_json(command: Command, workspace: Path) -> None:
     code, out, err = command("list", workspace, "--json")
     assert (code, err) == (0, "")
     report = json.loads(out)
-    assert report["workspace"] == str(workspace)
+    assert (report["schema"], report["workspace"]) == (1, str(workspace))
     assert [backup["name"] for backup in report["backups"]] == ["stray", NEW, OLD]
     assert report["backups"][1] == {
         "name": NEW,
@@ -116,16 +122,15 @@ def test_both_would_load_the_same(command: Command, tmp_path: Path, make_backup:
     make_backup(tmp_path / "workspace", NEW)
     _, out, _ = command("list", tmp_path / "workspace")
     assert "         made without the plugin\n" in out
-    assert out.endswith(f'\n"Continue last backup" would load, with and without the plugin: {NEW}\n')
+    assert out.endswith(f'\n"Continue last backup" would load, with and without the plugin:\n  {NEW}\n')
 
 
 def test_nothing_there(command: Command, tmp_path: Path) -> None:
-    assert command("list", tmp_path / "home") == (
-        0,
-        f"No backups and no saves in {tmp_path / 'home'}.\n\n"
-        '"Continue last backup" would find nothing and start anew.\n',
-        "",
-    )
+    code, out, err = command("list", tmp_path / "home")
+    assert (code, err) == (0, "")
+    nothing, said = out.split("\n\n")
+    assert " ".join(nothing.split()) == f"No backups and no saves in {tmp_path / 'home'}."
+    assert said == '"Continue last backup" would find nothing and start anew.\n'
 
 
 def test_no_such_folder(command: Command, tmp_path: Path) -> None:
@@ -153,7 +158,7 @@ def test_verify(command: Command, tmp_path: Path, make_backup: Callable[..., Pat
     save_file({"weight": torch.zeros(4, 2)}, new / "lora" / "lora.safetensors")
     code, out, _ = command("list", root, "--verify")
     assert code == 1
-    assert "         DAMAGED: lora/lora.safetensors has another checksum than when it was written\n" in out
+    assert "DAMAGED: lora/lora.safetensors has another checksum than when it was written" in " ".join(out.split())
     code, out, _ = command("list", root, "--verify", "--json")
     assert code == 1
     assert json.loads(out)["verified"][str(new)] == {
@@ -194,3 +199,40 @@ def test_a_set_without_its_partner_is_listed_as_such(command: Command, tmp_path:
     )
     _, out, _ = command("list", tmp_path / "run")
     assert "         without its partner: non-ema is not there\n" in out
+
+
+def test_every_line_fits_80_columns(command: Command, tmp_path: Path, make_backup: Callable[..., Path]) -> None:
+    # Chinese takes two columns a character; there are spaces in the path, and more legs than usual
+    root = tmp_path / "我的 训练 with a name that is far longer than anybody would want to read" / "工作区"
+    leg = {
+        "id": "a",
+        "choices": {"resume_weights": "EMA", "resume_backup": "10 epochs", "resume_optimizer": "RESET"},
+        "began_from": "2026-08-19_10-00-00-backup-4-2-0-10-epochs-and-a-name-that-somebody-has-made-longer",
+        "began_at_step": 400,
+    }
+    manifest = {"kind": "backup", "plugin_version": "1", "run": "r", "step": 4, "epoch": 2, "epoch_step": 0}
+    names = [f"2026-08-19_1{number}-00-00-backup-400-2-0-ema-{'长' * 20}" for number in range(5)]
+    for number, name in enumerate(names):
+        backup = make_backup(root, f"2026-08-19_1{number}-00-00-backup-{number}00000-20000-0", step=number * 100000)
+        parked = [{"name": name, "step": 1}]
+        (backup / "ema_select").mkdir()
+        (backup / "ema_select" / "manifest.json").write_text(
+            json.dumps({**manifest, "parameters": [], "leg": leg, "parked": parked, "milestones": ["1 epochs"] * 9}),
+            encoding="utf-8",
+        )
+    (root / "backup" / ("陌生的文件夹" * 8)).mkdir()
+    (root / "save").mkdir()
+    for end, weight_set in (("", "EMA"), ("-non-ema", "NON_EMA")):
+        marks = {"ema_select.set": weight_set, "ema_select.run": "r", "ema_select.milestone": "every 50 steps, " * 9}
+        for stem in ("人像" * 15, "a model"):
+            save_file({"a": torch.zeros(1)}, root / "save" / f"{stem}{end}.safetensors", metadata=marks)
+    code, out, _ = command("list", root, "--verify")
+    assert code == 0
+    wide = [line for line in out.splitlines() if cell_len(line) > 80]
+    whole = [str(root), *(path.name for path in root.rglob("*")), leg["began_from"], *names]
+    # nothing but one path or name, which cannot be broken, and what is glued to it
+    assert wide
+    assert [line for line in wide if not line.strip().startswith(tuple(whole))] == []
+    assert out.count("partner of the one above") == 2
+    assert "人像" * 15 + "-non-ema.safetensors\n" in out
+    assert "step epoch     size  sets" in out
