@@ -126,7 +126,11 @@ def read_averages(path: Path) -> tuple[list[MappedTensor], float | None]:
         raise unreadable(path, problem)
     try:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        # torch's own message goes on to say how to run what is in there
+        problem = "holds more than tensors and numbers, which could be a program, or is damaged; it was not read"
+        raise unreadable(path, problem) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
         raise unreadable(path, f"cannot be read ({str(error).splitlines()[0] if str(error) else error!r})") from error
     tensors = state.get("ema_parameters") if isinstance(state, dict) else None
     if not isinstance(tensors, list) or not all(isinstance(tensor, Tensor) for tensor in tensors):
