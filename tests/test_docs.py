@@ -32,7 +32,7 @@ PAIRS = [
     *((page, CHINESE / page.name) for page in sorted(DOCS.glob("*.md")) if page.name not in NOT_TRANSLATED),
 ]
 
-VERBS = {"enable", "disable", "doctor", "train", "list", "demo"}
+VERBS = {"enable", "disable", "doctor", "train", "list", "inspect", "export", "compare", "demo"}
 KEYS = set(EmaSelectSettings.model_fields)
 # Named like settings, but they stand in the header of a model file, or in the folder of a model.
 METADATA = {
@@ -110,7 +110,7 @@ def test_named_keys_exist(page: Path):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_named_verbs_exist(page: Path):
-    named = {verb for _, _, body in blocks(page) for verb in VERB.findall(body)}
+    named = {verb for _, language, body in blocks(page) if language != "python" for verb in VERB.findall(body)}
     assert named <= VERBS
 
 
@@ -148,7 +148,16 @@ def test_messages_that_are_explained_exist(folder: Path):
 
 # -- the scenarios, run from the pages themselves ------------------------------------------------------------
 
-SCENARIOS = ("first-run.md", "milestones.md", "resume.md", "remove.md")
+SCENARIOS = (
+    "first-run.md",
+    "milestones.md",
+    "inspect.md",
+    "compare.md",
+    "json.md",
+    "python.md",
+    "resume.md",
+    "remove.md",
+)
 BACKUP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-backup-\d+-\d+-\d+)")
 
 
@@ -185,6 +194,10 @@ class Reader:
             if language == "console":
                 printed = [line for command in body.splitlines() for line in self.type(command)]
                 ran.append(Ran(body, printed, shown.splitlines() if following == "text" else []))
+        if scripts := [body for _, language, body in found if language == "python"]:
+            # one script: what comes later on a page uses what stands above
+            script = "".join(scripts)
+            ran.append(Ran(script, self.type(f"python -c {shlex.quote(script)}"), []))
         return ran
 
     def type(self, command: str) -> list[str]:
