@@ -58,28 +58,29 @@ class Distance:
     b: Count = field(default_factory=Count)
 
     @property
-    def norm_a(self) -> float:
-        """Length of the first, as one long vector."""
-        return math.sqrt(self.squares_a)
+    def norm_a(self) -> float | None:
+        """Length of the first, as one long vector; None where its square is too large for double precision."""
+        return _finite(math.sqrt(self.squares_a))
 
     @property
-    def norm_b(self) -> float:
-        """Length of the second."""
-        return math.sqrt(self.squares_b)
+    def norm_b(self) -> float | None:
+        """Length of the second, likewise."""
+        return _finite(math.sqrt(self.squares_b))
 
     @property
     def relative(self) -> float | None:
         """Length of the difference over the length of the first; None where only the first is all zero."""
         if self.squares_a == 0:
             return 0.0 if self.squares_apart == 0 else None
-        return math.sqrt(self.squares_apart / self.squares_a)
+        return _finite(math.sqrt(self.squares_apart / self.squares_a))
 
     @property
     def cosine(self) -> float | None:
         """Cosine of the angle between the two; None where one is all zero."""
         if self.squares_a == 0 or self.squares_b == 0:
             return None
-        return max(-1.0, min(1.0, self.product / (self.norm_a * self.norm_b)))
+        cosine = _finite(self.product / (math.sqrt(self.squares_a) * math.sqrt(self.squares_b)))
+        return None if cosine is None else max(-1.0, min(1.0, cosine))
 
     def add(self, first: Tensor, second: Tensor) -> None:
         """Take in a piece of each; both of one dimension and the same length."""
@@ -179,6 +180,10 @@ def block_of(name: str) -> str:
     parts = name.split(".")
     number = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
     return ".".join(parts[:2] if number is None else parts[: number + 1])
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _double(values: Tensor) -> Tensor:

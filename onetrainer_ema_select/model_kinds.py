@@ -7,8 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from onetrainer_ema_select.errors import ManifestError
 from onetrainer_ema_select.origin import PACKAGE
-from onetrainer_ema_select.recognise import MODEL_INDEX, enclosing_backup
+from onetrainer_ema_select.recognise import MODEL_INDEX, enclosing_backup, is_parked
 
 _LORA_LEAF = re.compile(
     r"\.(lora_(down|up|A|B)(\.\w+)?\.weight|lora[._](down|up)\.weight|alpha|dora_scale|hada_\w+|lokr_\w+|oft_\w+(\.weight)?"
@@ -63,6 +64,8 @@ def kind_of(path: Path, names: Collection[str]) -> Kind:
     if around is not None:
         part = "A backup's internal LoRA" if path.parent.name == "lora" else "A part of a backup"
         return Kind("backup-part", f"{part}, not a model: export the backup:", export_command(around, ema=True))
+    if path.is_file() and _is_parked(path.parent):
+        return PARKED
     if path.is_dir():
         if (path / MODEL_INDEX).is_file():
             return Kind(
@@ -76,6 +79,13 @@ def kind_of(path: Path, names: Collection[str]) -> Kind:
                 "text_encoder.safetensors into models/text_encoders; stages A and B are separate.",
             )
     return _kind_of_names(names)
+
+
+def _is_parked(folder: Path) -> bool:
+    try:
+        return is_parked(folder)
+    except ManifestError:
+        return False
 
 
 def _kind_of_names(names: Collection[str]) -> Kind:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from onetrainer_ema_select.errors import NamesError
@@ -11,6 +11,9 @@ from onetrainer_ema_select.tensor_set import TensorSet
 # How many names stand in a message.
 _EXAMPLES = 3
 _SHOWN_LENGTH = 100
+
+# Parts that a model can have: text encoders, VAEs and the like.
+_MOST_PARTS = 24
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,19 @@ def match(a: TensorSet, b: TensorSet, *, called: tuple[str, str], exact: bool = 
     prefixes: list[tuple[str, str]] = []
     while left_a and left_b and not exact:
         best = _best_prefixes(a, b, left_a, left_b)
-        if best is None:
+        if not best:
             break
-        agreed = _agreeing(left_a, left_b, best)
-        prefixes.append(best)
-        found |= agreed
-        left_a -= agreed.keys()
-        left_b -= set(agreed.values())
+        choices = [_agreeing(left_a, left_b, pair) for pair in best]
+        if _at_odds(choices):
+            # Which of them is right nobody can say; what else there is may still be found.
+            left_a -= {name for agreed in choices for name in agreed}
+            left_b -= {name for agreed in choices for name in agreed.values()}
+            continue
+        prefixes.append(best[0])
+        found |= choices[0]
+        left_a -= choices[0].keys()
+        left_b -= set(choices[0].values())
+    taken = set(found.values())
     ordered = [(name, found[name]) for name in a if name in found]
     pairs = tuple((one, other) for one, other in ordered if a.shape(one) == b.shape(other))
     reshaped = tuple((one, other) for one, other in ordered if a.shape(one) != b.shape(other))
@@ -73,39 +82,38 @@ def match(a: TensorSet, b: TensorSet, *, called: tuple[str, str], exact: bool = 
     return Match(
         pairs=pairs,
         reshaped=reshaped,
-        only_a=tuple(name for name in a if name in left_a),
-        only_b=tuple(name for name in b if name in left_b),
+        only_a=tuple(name for name in a if name not in found),
+        only_b=tuple(name for name in b if name not in taken),
         prefixes=tuple(prefixes),
     )
 
 
 def _best_prefixes(
     a: TensorSet, b: TensorSet, left_a: Collection[str], left_b: Collection[str]
-) -> tuple[str, str] | None:
+) -> list[tuple[str, str]]:
+    """The beginnings that make the most names agree, the shortest of those that do equally well first."""
     best: list[tuple[str, str]] = []
-    most = 0
+    most = 1
     for one in _beginnings(left_a):
         for other in _beginnings(left_b):
             agreed = _agreeing(left_a, left_b, (one, other))
             alike = sum(a.shape(first) == b.shape(second) for first, second in agreed.items())
-            group = min(_size(left_a, one), _size(left_b, other))
-            if alike == 0 or alike * 2 < group or alike < most:
+            if alike < most or alike * 2 < min(_size(left_a, one), _size(left_b, other)):
                 continue
             best = [(one, other)] if alike > most else [*best, (one, other)]
             most = alike
-    # Of those that say the same, the shortest; where two say different things, neither is sure.
-    best.sort(key=lambda pair: (len(pair[0]) + len(pair[1]), pair))
-    if not best:
-        return None
-    chosen = _agreeing(left_a, left_b, best[0])
-    for other_choice in best[1:]:
-        agreed = _agreeing(left_a, left_b, other_choice)
-        taken = set(chosen.values())
-        if any(chosen.get(name, partner) != partner for name, partner in agreed.items()):
-            return None
-        if any(partner in taken and chosen.get(name) != partner for name, partner in agreed.items()):
-            return None
-    return best[0]
+    return sorted(best, key=lambda pair: (len(pair[0]) + len(pair[1]), pair))
+
+
+def _at_odds(choices: Iterable[Mapping[str, str]]) -> bool:
+    """Whether two of them give a name different partners, or a partner different names."""
+    partners: dict[str, str] = {}
+    names: dict[str, str] = {}
+    return any(
+        partners.setdefault(name, partner) != partner or names.setdefault(partner, name) != name
+        for agreed in choices
+        for name, partner in agreed.items()
+    )
 
 
 def _beginnings(names: Collection[str]) -> list[str]:
@@ -114,7 +122,9 @@ def _beginnings(names: Collection[str]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.partition(".")[0], []).append(name)
-    for group in [list(names), *groups.values()]:
+    # A model has few parts; where there are many first parts, as in kohya's flat names, they are its layers.
+    parts_of_a_model = groups.values() if len(groups) <= _MOST_PARTS else ()
+    for group in [list(names), *parts_of_a_model]:
         first, last = (name.split(".")[:-1] for name in (min(group, key=_parts), max(group, key=_parts)))
         length = next((i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), None)
         parts = first[: min(len(first), len(last)) if length is None else length]

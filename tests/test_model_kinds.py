@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from onetrainer_ema_select.model_kinds import backup_kind, kind_of
+
+from .backup_files import park
 
 FILE = Path("model.safetensors")
 
@@ -58,6 +61,13 @@ def test_an_internal_lora_says_to_export_its_backup(tmp_path: Path) -> None:
         "onetrainer-ema-select export BACKUP --set ema --output MODEL"
     )
     assert kind_of(tmp_path / "a backup" / "unet" / "x.safetensors", ["a"]).name == "backup-part"
+
+
+def test_the_file_of_a_parked_average(tmp_path: Path) -> None:
+    folder = park(tmp_path / "x-ema", {"unet.a": torch.ones(1)})
+    assert kind_of(folder / "ema.safetensors", ["unet.a"]).name == "parked"
+    (folder / "manifest.json").write_text("{", encoding="utf-8")
+    assert kind_of(folder / "ema.safetensors", ["unet.a"]).name == "unknown"
 
 
 def test_a_backup_without_ema_is_exported_as_non_ema() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -165,7 +166,7 @@ def _numbers(distance: Distance) -> Mapping[str, float | int | bool | None]:
         "cosine": distance.cosine,
         "norm_a": distance.norm_a,
         "norm_b": distance.norm_b,
-        "largest_difference": distance.largest,
+        "largest_difference": distance.largest if math.isfinite(distance.largest) else None,
         "same_bits": distance.same_bits,
         "nan_a": distance.a.nan,
         "inf_a": distance.a.inf,

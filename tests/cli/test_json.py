@@ -153,7 +153,10 @@ def test_compare(command: Command, workspace: Path) -> None:
             expected[f"b.{key[2:]}"] = kind
     zero = workspace / "3.safetensors"
     save_file({"model.x.a.w": torch.zeros(2)}, zero)
-    reports = [json.loads(command("compare", *sides, "--json")[1]) for sides in (paths, (zero, paths[1]))]
+    huge = [workspace / "4.safetensors", workspace / "5.safetensors"]
+    for path, sign in zip(huge, (1, -1), strict=True):
+        save_file({"a.w": torch.tensor([sign * 1e308], dtype=torch.float64)}, path)
+    reports = [json.loads(command("compare", *sides, "--json")[1]) for sides in (paths, (zero, paths[1]), huge)]
     check(reports, expected)
 
 
