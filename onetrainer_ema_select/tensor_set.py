@@ -135,6 +135,16 @@ class TensorSet(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
+    def view(self, name: str) -> Tensor:
+        """One tensor without a copy of it in memory, where its file can be mapped; writing into it changes no file.
+
+        Raises:
+            KeyError: If there is none of that name.
+            StoreError: If it cannot be read.
+        """
+        entry = self._entries[name]
+        return entry.tensor if isinstance(entry, MappedTensor) else self[name]
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names, in the set's order."""

@@ -24,6 +24,7 @@ def main() -> None:
 
     from modules.util.config.TrainConfig import TrainConfig
 
+    from onetrainer_ema_select.backups import open_backup
     from onetrainer_ema_select.host.export.messages import Event, ExportOrder
     from onetrainer_ema_select.host.export.perform import perform
 
@@ -33,7 +34,8 @@ def main() -> None:
         events: list[Event] = []
         TrainConfig.default_values = staticmethod(defaults)  # each order has a process of its own otherwise
         try:
-            perform(ExportOrder.model_validate(raw), readback=readback, emit=events.append)
+            order = ExportOrder.model_validate(raw)
+            perform(order, open_backup(order.backup), readback=readback, emit=events.append)
             result = next(event.result for event in events if event.result is not None)
             found.append({"result": result.model_dump(mode="json"), "error": None})
         except Exception as error:

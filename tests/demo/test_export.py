@@ -131,7 +131,7 @@ def exported(made: dict[str, Run], carry_out: CarryOut, tmp_path_factory: pytest
     place = tmp_path_factory.mktemp("exported")
     orders = [
         {"backup": run.backup, "output": place / name / run.saved().name,
-         "sets": ["NON_EMA"] if name == "ema off" else ["EMA", "NON_EMA"]}
+         "sets": "non-ema" if name == "ema off" else "both"}
         for name, run in made.items()
     ]  # fmt: skip
     return dict(zip(made, carry_out(orders), strict=True))
@@ -192,7 +192,7 @@ def test_an_average_of_more_bits_goes_into_a_wider_file_in_full(
 ) -> None:
     run = made["bf16"]
     orders = [
-        {"backup": run.backup, "output": tmp_path / f"{dtype}.safetensors", "sets": ["EMA"], "dtype": dtype}
+        {"backup": run.backup, "output": tmp_path / f"{dtype}.safetensors", "sets": "ema", "dtype": dtype}
         for dtype in ("FLOAT_32", "bf16", "NONE")
     ]
     results = carry_out(orders)
@@ -223,8 +223,8 @@ def test_no_base_model_where_the_names_are_known(made: dict[str, Run], carry_out
     orders = [
         {"backup": made[name].backup, "output": tmp_path / f"{index}.safetensors", "sets": sets, "base_model": gone}
         for index, (name, sets) in enumerate(
-            [("lora, plugin", ["EMA", "NON_EMA"]), ("embedding", ["EMA", "NON_EMA"]), ("lora", ["NON_EMA"]),
-             ("lora", ["EMA"]), ("lora, embeddings", ["EMA"])]
+            [("lora, plugin", "both"), ("embedding", "both"), ("lora", "non-ema"),
+             ("lora", "ema"), ("lora, embeddings", "ema")]
         )
     ]  # fmt: skip
     results = carry_out(orders)
@@ -434,7 +434,7 @@ def refused(
         for file in ("there.safetensors", "beside.yaml", "plain"):
             (out / file).write_bytes(b"mine")
         output = str(keys.get("output", "model.safetensors")).replace("BACKUP", str(backup))
-        orders.append({"backup": backup, "sets": ["EMA"], **keys, "output": out / output})
+        orders.append({"backup": backup, "sets": "ema", **keys, "output": out / output})
         places.append((name, out, sorted(out.rglob("*"))))
     results = carry_out(orders)
     found = {}
@@ -472,7 +472,7 @@ def test_nan_is_told(made: dict[str, Run], carry_out: CarryOut, tmp_path: Path) 
     state = torch.load(backup / "ema" / "ema.pt", weights_only=True)
     state["ema_parameters"][0].view(-1)[0] = float("nan")
     torch.save(state, backup / "ema" / "ema.pt")
-    [done] = carry_out([{"backup": backup, "output": tmp_path / "m.safetensors", "sets": ["EMA", "NON_EMA"]}])
+    [done] = carry_out([{"backup": backup, "output": tmp_path / "m.safetensors", "sets": "both"}])
     ema, non_ema = done["result"]["sets"]
     assert len(ema["nonfinite"]) == 1
     assert not non_ema["nonfinite"]

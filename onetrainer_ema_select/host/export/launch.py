@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 from onetrainer_ema_select import errors
-from onetrainer_ema_select.backups import Backup, open_backup
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.errors import EmaSelectError, ExportError
 from onetrainer_ema_select.host.export import worker
 from onetrainer_ema_select.host.export.messages import Event, ExportOrder, ExportResult, Progress
 from onetrainer_ema_select.host.locate import find_onetrainer, host_python
-from onetrainer_ema_select.naming import set_suffix
+from onetrainer_ema_select.recognise import refuse_incomplete, refuse_other
+
+# For glibc: what is freed goes back to the system at once, also where it was less than a few MiB.
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 
 Which = WeightSet | Literal["ema", "non-ema", "both"]
 
@@ -29,7 +31,10 @@ def export(
     backup: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    sets: Which = WeightSet.EMA,
+    sets: # For glibc: what is freed goes back to the system at once, also where it was less than a few MiB.
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
+
+Which = WeightSet.EMA,
     format: str = "",  # noqa: A002 - as the option of the command line
     dtype: str = "",
     base_model: str = "",
@@ -67,14 +72,16 @@ def export(
     Raises:
         EmaSelectError: It could not be done; the message says why and what to do. Nothing is left then.
     """
+    folder_of_backup = Path(backup).absolute()
+    refuse_other(folder_of_backup)
+    refuse_incomplete(folder_of_backup)
     folder = find_onetrainer(Path(onetrainer) if onetrainer is not None else None)
-    opened = open_backup(backup)
     order = ExportOrder(
         action="plan" if dry_run else "export",
         onetrainer=folder,
-        backup=opened.path.absolute(),
+        backup=folder_of_backup,
         config=Path(config).absolute() if config is not None else None,
-        sets=chosen_sets(opened, sets),
+        sets=str(sets),
         output=Path(output).expanduser().absolute(),
         format=format,
         dtype=dtype,
@@ -108,43 +115,6 @@ def trained_names(
     return _last_event(order, "names", progress).names
 
 
-def chosen_sets(opened: Backup, which: Which) -> tuple[WeightSet, ...]:
-    """The sets to write, the one with the plain name first.
-
-    Raises:
-        ExportError: The backup does not hold them, or there is no set of that name.
-    """
-    named: dict[str, tuple[WeightSet, ...]] = {str(set_suffix(each)): (each,) for each in WeightSet}
-    named.update({str(each): (each,) for each in WeightSet})
-    section = (opened.config or {}).get(errors.SECTION)
-    primary = WeightSet.EMA
-    if isinstance(section, dict) and section.get("primary_set") == "NON_EMA":
-        primary = WeightSet.NON_EMA
-    named["both"] = (primary, *(each for each in WeightSet if each is not primary))
-    if str(which) not in named:
-        raise ExportError(f"There is no set {which!r}. Choose ema, non-ema or both.", key="set", found=str(which))
-    wanted = named[str(which)]
-    missing = [each for each in wanted if each not in opened.sets]
-    if not missing:
-        return wanted
-    there = ", ".join(set_suffix(each) for each in opened.sets) or "none"
-    parked = [record.name for record in opened.manifest.parked] if opened.manifest is not None else []
-    advice = f"Choose --set {there}." if opened.sets else "Choose another backup."
-    if parked and WeightSet.EMA in missing:
-        advice = (
-            f"EMA was off in this part of the run. Its average up to then is parked as {parked[-1]}; the backup of "
-            f"that name without -ema holds it too, if it is still there. {advice}"
-        )
-    elif WeightSet.EMA in missing:
-        advice = f"EMA was off in this run when the backup was made. {advice}"
-    raise ExportError(
-        f"{opened.path} does not hold the {set_suffix(missing[0])} set, only: {there}. {advice}",
-        path=opened.path,
-        expected=set_suffix(missing[0]),
-        found=there,
-    )
-
-
 def _absolute(base_model: str) -> str:
     """A local base model as an absolute path: OneTrainer runs in another folder."""
     path = Path(base_model).expanduser()
@@ -167,7 +137,7 @@ def _last_event(order: ExportOrder, kind: str, progress: Progress) -> Event:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=output,
-                env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+                env={**os.environ, "PYTHONIOENCODING": "utf-8", **_MEMORY},
             )
             staging: list[Path] = []
             try:

@@ -27,7 +27,7 @@ class ExportOrder(_Message):
         onetrainer: OneTrainer's folder.
         backup: The backup.
         config: A config file in the place of the one that the backup carries; None for that one.
-        sets: The sets to write; the first one gets the plain name.
+        sets: ``ema``, ``non-ema`` or ``both``, or a set's name as in configs.
         output: Where to.
         format: As OneTrainer spells it; empty for the run's.
         dtype: As OneTrainer spells it; empty for the run's.
@@ -40,7 +40,7 @@ class ExportOrder(_Message):
     onetrainer: Path
     backup: Path
     config: Path | None = None
-    sets: tuple[WeightSet, ...] = (WeightSet.EMA,)
+    sets: str = "ema"
     output: Path = Path()
     format: str = ""
     dtype: str = ""

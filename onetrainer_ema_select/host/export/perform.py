@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from modules.util import create, huggingface_util
 
 from onetrainer_ema_select import __version__
-from onetrainer_ema_select.backups import Backup, open_backup
+from onetrainer_ema_select.backups import Backup
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.errors import ExportError
 from onetrainer_ema_select.host.export.configuration import (
@@ -25,6 +26,7 @@ from onetrainer_ema_select.host.export.loading import base_model_problem, text_o
 from onetrainer_ema_select.host.export.messages import Event, ExportedSet, ExportOrder, ExportResult
 from onetrainer_ema_select.host.export.outputs import check_places, check_space, expected_bytes, output_paths
 from onetrainer_ema_select.host.export.readback import ReadBack
+from onetrainer_ema_select.host.export.selection import chosen_sets
 from onetrainer_ema_select.host.export.sources import (
     Source,
     is_adapter,
@@ -44,8 +46,14 @@ Emit = Callable[[Event], None]
 _TICK = 0.5
 
 
-def perform(order: ExportOrder, *, readback: ReadBack, emit: Emit) -> None:
+def perform(order: ExportOrder, opened: Backup, *, readback: ReadBack, emit: Emit) -> None:
     """Do what is asked for, and tell of it.
+
+    Args:
+        order: What is asked for.
+        opened: The backup.
+        readback: Checks what is written; in place before OneTrainer was imported.
+        emit: Told of progress and of the result.
 
     Raises:
         EmaSelectError: It cannot be done.
@@ -60,11 +68,10 @@ def perform(order: ExportOrder, *, readback: ReadBack, emit: Emit) -> None:
         )
     emit(Event(kind="progress", text="reading the backup"))
     config = read_run_config(order)
-    opened = open_backup(order.backup)
     _connect(config)
     if order.action == "names":
         emit(Event(kind="progress", text="loading the model"))
-        emit(Event(kind="names", names=trained_names(config, order.backup)))
+        emit(Event(kind="names", names=trained_names(config, opened)))
         return
     Exporter(order, config, opened, readback=readback, emit=emit).run()
 
@@ -95,10 +102,11 @@ class Exporter:
         self._readback = readback
         self._emit = emit
         original = config.original
+        self._sets = chosen_sets(opened, order.sets)
         self._format = choose_format(config, order.format)
         self._dtype = choose_dtype(config, order.dtype)
         ending = str(self._format.file_extension())
-        self._paths = output_paths(order.output, sets=order.sets, backup=order.backup, ending=ending)
+        self._paths = output_paths(order.output, sets=self._sets, backup=order.backup, ending=ending)
         # In spite of its name, and only of this type of model.
         cascade = str(original.model_type) == "STABLE_CASCADE_1" and str(self._format) == "LEGACY_SAFETENSORS"
         check_places(
@@ -110,7 +118,7 @@ class Exporter:
         torch_dtype = self._dtype.torch_dtype()
         self._each = expected_bytes(order.backup, itemsize=torch_dtype.itemsize if torch_dtype is not None else None)
         self._free = check_space(self._paths, each=self._each)
-        self._adapter = is_adapter(opened, order.sets, method=original.training_method)
+        self._adapter = is_adapter(opened, self._sets, method=original.training_method)
         if not self._adapter and (problem := base_model_problem(config)):
             raise ExportError(problem)
 
@@ -141,7 +149,7 @@ class Exporter:
 
     def _attempts(self) -> Iterator[Callable[[], Source]]:
         """The ways to the weights, the cheapest first; the next one is for where a saver wants more."""
-        opened, sets, config = self._opened, self._order.sets, self._config
+        opened, sets, config = self._opened, self._sets, self._config
         if self._adapter:
             # OneTrainer converts most adapters without their base, and some only with it.
             yield lambda: open_adapter(config, opened, sets)
@@ -178,12 +186,16 @@ class Exporter:
         stagings: list[Staging] = []
         written: list[ExportedSet] = []
         try:
-            for weight_set, path in self._paths.items():
+            # The averages take the live weights' place in memory, so those are written first.
+            for weight_set, path in sorted(self._paths.items(), key=lambda entry: entry[0] is WeightSet.EMA):
                 staging = Staging(path, workspace=self._order.backup)
                 stagings.append(staging)
                 self._emit(Event(kind="staging", text=str(staging.folder)))
+                if written:
+                    gc.collect()  # savers leave whole copies of a model in cycles
                 written.append(self._write_one(source, weight_set, staging))
-            self._emit(Event(kind="progress", text="flushing to the disk", done=1, total=0))
+            written.sort(key=lambda each: list(self._paths).index(each.set))
+            self._emit(Event(kind="progress", text="flushing to the disk"))
             notes = tuple(_notes(written))
             for staging in stagings:
                 for beside in staging.publish():

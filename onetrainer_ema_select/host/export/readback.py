@@ -6,7 +6,8 @@ in place before they are imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from onetrainer_ema_select.errors import ExportError
 from onetrainer_ema_select.integrity import read_safetensors_header
+from onetrainer_ema_select.store import flush
 
 _CHUNK = 1 << 22
+_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -63,31 +66,53 @@ class ReadBack:
 
 
 def compare_file(path: Path, tensors: Mapping[str, Tensor]) -> CheckedFile:
-    """Compare a file with what it was to hold, bit for bit, a few MiB at a time.
+    """Compare a file with what it was to hold, bit for bit, a few MiB at a time; it is flushed meanwhile.
 
     Raises:
         ExportError: It holds something else.
+        OSError: It cannot be read or flushed.
     """
     try:
-        header = read_safetensors_header(path)
+        header: dict[str, Any] = dict(read_safetensors_header(path))
     except ValueError as error:
         raise ExportError(f"{path.name} {error} right after it was written. {_ADVICE}", path=path) from error
     header.pop("__metadata__", None)
     if set(header) != set(tensors):
         raise ExportError(f"{path.name} does not hold the tensors that were written. {_ADVICE}", path=path)
-    nonfinite = []
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+    # The largest first, and each of two threads takes the next: reading and comparing are done outside of Python.
+    waiting = sorted(tensors, key=lambda name: tensors[name].nbytes)
+    with ThreadPoolExecutor(max_workers=_THREADS + 1) as pool:
+        flushed = pool.submit(flush, path)
+
+        def work() -> list[str]:
+            return list(_compare_next(path, tensors, waiting, places=header, start=start))
+
+        found = [pool.submit(work) for _ in range(_THREADS)]
+        nonfinite = {name for each in found for name in each.result()}
+        flushed.result()
+    ordered = tuple(name for name in tensors if name in nonfinite)
+    return CheckedFile(path, len(tensors), path.stat().st_size, ordered)
+
+
+def _compare_next(
+    path: Path, tensors: Mapping[str, Tensor], waiting: list[str], *, places: dict[str, Any], start: int
+) -> Iterator[str]:
+    """Compare what is waiting, and name those that hold NaN or Inf."""
     buffer = bytearray(_CHUNK)
     with path.open("rb", buffering=0) as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        for name, tensor in tensors.items():
-            entry: Any = header[name]
-            file.seek(start + entry["data_offsets"][0])
-            flat = tensor.detach().to("cpu").contiguous().view(-1)
+        while waiting:
+            try:
+                name = waiting.pop()
+            except IndexError:  # the other thread was faster
+                return
+            flat = tensors[name].detach().to("cpu").contiguous().view(-1)
+            file.seek(start + places[name]["data_offsets"][0])
             if flat.numel() and not _same(file, flat.view(torch.uint8), buffer):
                 raise ExportError(f"{name} in {path.name} is not what was written. {_ADVICE}", path=path, key=name)
             if flat.is_floating_point() and not _is_finite(flat):
-                nonfinite.append(name)
-    return CheckedFile(path, len(tensors), path.stat().st_size, tuple(nonfinite))
+                yield name
 
 
 _ADVICE = "The disk or the memory of this machine may be faulty. Export to another disk, and check this one."

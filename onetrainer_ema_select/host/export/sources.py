@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +16,7 @@ from onetrainer_ema_select.host.export.configuration import RunConfig
 from onetrainer_ema_select.host.export.loading import Loaded, load_model, read_files
 from onetrainer_ema_select.resume import some
 from onetrainer_ema_select.state_dict_view import StateDictView
-from onetrainer_ema_select.tensor_set import Place
+from onetrainer_ema_select.tensor_set import Place, TensorSet
 
 
 class Source(Protocol):
@@ -43,12 +42,12 @@ class Source(Protocol):
 class ModelSource:
     """The model as it is in training: loaded and set up by OneTrainer."""
 
-    def __init__(self, loaded: Loaded, average: Mapping[str, Tensor], *, how: str) -> None:
+    def __init__(self, loaded: Loaded, average: TensorSet | None, *, how: str) -> None:
         """Show nothing yet.
 
         Args:
             loaded: The model, which holds the live weights.
-            average: The averages by stable name, read when they are asked for.
+            average: The averages by stable name; None where they are not wanted.
             how: For the user.
         """
         self.model = loaded.model
@@ -60,14 +59,22 @@ class ModelSource:
 
     @contextlib.contextmanager
     def showing(self, weight_set: WeightSet, dtype: torch.dtype | None) -> Iterator[None]:
-        """Show a set by what ``state_dict`` answers; the model itself is not changed, and nothing is copied."""
+        """Put a set into the model, and note what of it savers ask for.
+
+        The live weights are there from the beginning, and gone once the averages have been shown: there is never
+        more than one set in memory.
+        """
         self.asked = set()
 
-        def value_of(name: str) -> Tensor | None:
+        def note(name: str) -> None:
             self.asked.add(name)
-            return self._average[name] if weight_set is WeightSet.EMA else None
 
-        with StateDictView(self._loaded.sites, value_of, dtype=dtype):
+        if weight_set is WeightSet.EMA and self._average is not None:
+            for name, parameter in zip(self.names, self._loaded.parameters, strict=True):
+                average = self._average.view(name)
+                # Without a dtype the file has the weights' own: rounded to it once. Else the saver rounds.
+                parameter.data = average.to(parameter.dtype) if dtype is None else average
+        with StateDictView(self._loaded.sites, note, dtype=dtype):
             yield
 
 
@@ -134,7 +141,7 @@ def open_model(
 
     adapter = not config.is_fine_tune
     loaded = load_model(config, opened.path, fits=fits, structure_only=structure_only)
-    average: Mapping[str, Tensor] = {}
+    average: TensorSet | None = None
     if wants_ema:
         average = (opened if opened.named else open_backup(opened.path, names=loaded.names)).sets[WeightSet.EMA]
     how = "through OneTrainer's loader and setup"
@@ -215,16 +222,15 @@ def average_problem(opened: Backup, names: Sequence[str], parameters: Sequence[T
     return ""
 
 
-def trained_names(config: RunConfig, backup: Path) -> tuple[str, ...]:
+def trained_names(config: RunConfig, opened: Backup) -> tuple[str, ...]:
     """What OneTrainer trains in this run, in its order.
 
     Raises:
         EmaSelectError: It cannot be loaded.
     """
-    opened = open_backup(backup)
     has_ema = WeightSet.EMA in opened.sets
 
     def fits(names: Sequence[str], parameters: Sequence[Tensor]) -> str:
         return average_problem(opened, names, parameters) if has_ema else ""
 
-    return load_model(config, backup, fits=fits).names
+    return load_model(config, opened.path, fits=fits).names

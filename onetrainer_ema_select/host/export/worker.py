@@ -43,9 +43,17 @@ def main() -> int:
 
         readback = ReadBack()
         readback.install()
+        # What is wrong with the backup is said before OneTrainer's imports, which take seconds.
+        from onetrainer_ema_select.backups import open_backup
+
+        opened = open_backup(order.backup)
+        if order.action != "names":
+            from onetrainer_ema_select.host.export.selection import chosen_sets
+
+            chosen_sets(opened, order.sets)
         from onetrainer_ema_select.host.export.perform import perform
 
-        perform(order, readback=readback, emit=emit)
+        perform(order, opened, readback=readback, emit=emit)
     except EmaSelectError as error:
         traceback.print_exc()
         emit(Event(kind="error", text=str(error), error=type(error).__name__))
@@ -58,4 +66,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    # Everything is on the disk. To take a model of many gigabytes apart first would only cost time.
+    os._exit(code)

@@ -251,3 +251,15 @@ def plain_formats(trainer: Any) -> Iterator[None]:
 
     trainer.end = end_and_save
     yield
+
+
+@contextmanager
+def plain_formats_uncompiled(trainer: Any) -> Iterator[None]:
+    """The same, with blocks wrapped for the compiler, and nothing compiled: that would take half a minute."""
+    compile_module = torch.nn.Module.compile
+    torch.nn.Module.compile = lambda *_, **__: None
+    try:
+        with plain_formats(trainer):
+            yield
+    finally:
+        torch.nn.Module.compile = compile_module
