@@ -69,6 +69,7 @@ def test_the_same_and_almost_the_same() -> None:
     assert whole(a, a.clone()).same_bits
     assert not whole(a, torch.tensor([-0.0, 1.0])).same_bits  # equal, but for a bit
     assert not whole(a, a.bfloat16()).same_bits
+    assert not whole(torch.zeros(2).half(), torch.zeros(2).bfloat16()).same_bits  # the same bits mean something else
     nan = torch.tensor([math.nan, 1.0])
     assert whole(nan, nan.clone()).same_bits
     assert whole(a, torch.tensor([-0.0, 1.0])).relative == 0

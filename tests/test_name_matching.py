@@ -94,6 +94,8 @@ def test_blocks_of_different_numbers_never_belong_together() -> None:
         pairs(a, as_set("unet.up.1.q.w", "unet.up.1.k.w"))
     with pytest.raises(NamesError):
         pairs(a, as_set("unet.down.1.q.w", "unet.down.1.k.w"))
+    with pytest.raises(NamesError):
+        pairs(a, as_set("unet.up.0.q.w", "unet.up.0.k.w"))
 
 
 def test_a_minority_that_agrees_by_chance_is_left_alone() -> None:

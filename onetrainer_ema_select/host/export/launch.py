@@ -31,10 +31,7 @@ def export(
     backup: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    sets: # For glibc: what is freed goes back to the system at once, also where it was less than a few MiB.
-_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
-
-Which = WeightSet.EMA,
+    sets: Which = WeightSet.EMA,
     format: str = "",  # noqa: A002 - as the option of the command line
     dtype: str = "",
     base_model: str = "",
