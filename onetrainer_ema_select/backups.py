@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onetrainer_ema_select.backup_names import check_shapes, known_names
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.errors import BackupError, ManifestError, NamesError
 from onetrainer_ema_select.integrity import EMA_FILE, read_progress
@@ -106,9 +107,9 @@ def open_backup(path: str | os.PathLike[str], *, names: Sequence[str] | None = N
     manifest = read_manifest(folder)
     progress = read_progress(folder)
     averages, decay = _averages(folder, manifest)
-    known = _known_names(folder, manifest, names, None if averages is None else len(averages))
+    known = known_names(folder, manifest, names, None if averages is None else len(averages))
     if manifest is not None and averages is not None:
-        _check_shapes(folder, manifest, averages)
+        check_shapes(folder, manifest, averages)
     trained: dict[str, Shape] = {}
     if manifest is not None:
         trained = {record.name: tuple(record.shape) for record in manifest.parameters}
@@ -151,50 +152,6 @@ def _averages(folder: Path, manifest: Manifest | None) -> tuple[list[MappedTenso
         return None, None
     averages, decay = read_averages(file)
     return averages, decay if manifest is None or manifest.ema is None else manifest.ema.decay
-
-
-def _known_names(
-    folder: Path, manifest: Manifest | None, names: Sequence[str] | None, count: int | None
-) -> list[str] | None:
-    """The names of the averages in their order, from who knows them."""
-    if manifest is not None:
-        said = [record.name for record in manifest.parameters]
-        if len(set(said)) != len(said):
-            raise ManifestError(f"The manifest of {folder} names a weight twice. Give another backup.", path=folder)
-        if count not in (None, len(said)):
-            raise ManifestError(
-                f"The manifest of {folder} names {len(said)} weights, but its average holds {count} tensors: one of "
-                "the two is not of this backup. Give another backup; or, to treat it as one that was made without the "
-                f"plugin, delete {folder / FOLDER}.",
-                path=folder,
-                expected=str(len(said)),
-                found=str(count),
-            )
-        return said
-    if names is not None and count not in (None, len(names)):
-        raise NamesError(
-            f"{len(names)} names were given for the average in {folder}, which holds {count} tensors. Give the names "
-            "of the weights that this run trained, in OneTrainer's order; with another layer filter or training "
-            "method they are others.",
-            path=folder,
-            expected=str(count),
-            found=str(len(names)),
-        )
-    return None if names is None else list(names)
-
-
-def _check_shapes(folder: Path, manifest: Manifest, averages: Sequence[MappedTensor]) -> None:
-    for record, average in zip(manifest.parameters, averages, strict=True):
-        if tuple(record.shape) != average.shape:
-            raise ManifestError(
-                f"The manifest of {folder} gives {record.name} the shape {tuple(record.shape)}, its average has "
-                f"{average.shape} there: one of the two is not of this backup. Give another backup; or, to treat it as "
-                f"one that was made without the plugin, delete {folder / FOLDER}.",
-                path=folder,
-                key=record.name,
-                expected=str(tuple(record.shape)),
-                found=str(average.shape),
-            )
 
 
 def _live(folder: Path, trained: Mapping[str, Shape]) -> tuple[dict[str, StoredTensor], dict[str, Place]]:

@@ -59,6 +59,9 @@ def test_what_is_read_may_be_changed(backup: Path) -> None:
 
 
 def test_the_config_of_the_plugin_where_there_is_no_other(backup: Path) -> None:
+    (backup / "ema_select" / "config.json").write_text('{"model_type": "FLUX_DEV_1"}', encoding="utf-8")
+    assert open_backup(backup).model_type == "STABLE_CASCADE_1"
+    (backup / "ema_select" / "config.json").unlink()
     shutil.rmtree(backup / "onetrainer_config")
     assert open_backup(backup).config is None
     assert open_backup(backup).model_type == "STABLE_DIFFUSION_15"  # the manifest's

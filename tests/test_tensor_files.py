@@ -74,6 +74,10 @@ def entry(**changes: object) -> dict[str, object]:
             {"a": entry(data_offsets=[16, 8], shape=[0])},
             "has an unreadable header: 'a' has -8 bytes, which is not what its shape (0,) in float32 takes",
         ),
+        (
+            {"a": entry(dtype="F4", data_offsets=[16, 8])},
+            "has an unreadable header: 'a' has -8 bytes, which is not what its shape (2,) in F4 takes",
+        ),
         ({"a": entry(data_offsets=[0, 9])}, "is cut short"),
         ({"a": entry(data_offsets=[0, 4], shape=[1])}, "is longer than its header says"),
     ],

@@ -92,6 +92,15 @@ def test_both_sets_of_a_backup(command: Command, backup: Path) -> None:
     assert turned["total"]["relative_distance"] == pytest.approx(distance(0, 1), rel=1e-12)
 
 
+def test_two_sets_of_a_backup_belong_together_by_equal_names_only(command: Command, backup: Path) -> None:
+    # names that nothing in the model has are not taken for others that end alike
+    manifest = backup / "ema_select" / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"unet.', '"elsewhere.x.'), encoding="utf-8")
+    code, out, err = command("compare", backup, backup)
+    assert (code, out) == (1, "")
+    assert "has names such as elsewhere.x.blocks.0.weight" in err
+
+
 @pytest.mark.parametrize(("options", "expected"), [([], 0.0), (["--set-a", "ema"], None)])
 def test_a_backup_with_a_file(
     command: Command, backup: Path, tmp_path: Path, options: list[str], expected: float | None

@@ -104,7 +104,6 @@ def test_a_plain_backup(command: Command, backup: Path) -> None:
 def test_a_plain_backup_with_names_from_onetrainer(
     command: Command, backup: Path, onetrainer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain(backup)
     asked = []
 
     def trained_names(path: Path, *, onetrainer: Path) -> tuple[str, ...]:
@@ -112,6 +111,9 @@ def test_a_plain_backup_with_names_from_onetrainer(
         return NAMES
 
     monkeypatch.setattr("onetrainer_ema_select.host.export.trained_names", trained_names)
+    code, out, _ = command("inspect", backup, "--onetrainer", onetrainer)
+    assert (code, asked) == (0, [])  # it names them itself
+    plain(backup)
     code, out, _ = command("inspect", backup, "--onetrainer", onetrainer)
     assert (code, asked) == (0, [(backup, onetrainer)])
     assert "How far ema and non-ema are apart:" in out
@@ -182,9 +184,12 @@ def test_a_partner_that_is_damaged(command: Command, pair: tuple[Path, Path]) ->
     assert f"{pair[1]} is cut short" in " ".join(out.split())
 
 
-@pytest.mark.parametrize("decay", ["none", "nan", "1", "0", "-1", "2"])
-def test_a_decay_that_says_nothing(command: Command, tmp_path: Path, decay: str) -> None:
-    marks = {"ema_select.decay": decay, "ema_select.update_step_interval": "inf"}
+@pytest.mark.parametrize(
+    ("decay", "interval"),
+    [("none", "1"), ("nan", "1"), ("1", "1"), ("0", "1"), ("-1", "1"), ("2", "1"), ("0.9", "inf"), ("0.9", "")],
+)
+def test_a_decay_that_says_nothing(command: Command, tmp_path: Path, decay: str, interval: str) -> None:
+    marks = {"ema_select.decay": decay, "ema_select.update_step_interval": interval}
     save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", metadata=marks)
     code, out, _ = command("inspect", tmp_path / "x.safetensors", "--json")
     assert code == 0
