@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,3 +155,161 @@ def same_file(ours: Path, theirs: Path) -> bool:
         for path in (ours, theirs)
     ]
     return difference(load_file(ours), load_file(theirs)) == 0.0 and metadata[0] == metadata[1]
+
+
+# -- backups of the plugin -----------------------------------------------------------------------------------
+
+PLUGIN_CASES: dict[str, Case] = {
+    "fine-tune in bf16": (configs.SD15_FINE_TUNE, {}, {"dtype": "BFLOAT_16"}),
+    "lora": (configs.SD15_LORA, {"include_train_config": "SETTINGS"}, {}),
+    "embedding": (configs.SD15_EMBEDDING, {}, {}),
+    "sdxl lora": (configs.SDXL_LORA, {}, {"output_format": "DIFFUSERS_LORA"}),
+    "cascade lora": (configs.CASCADE_LORA, {}, {}),
+    "cascade fine-tune": (configs.CASCADE_FINE_TUNE, {}, {"output_format": "LEGACY_SAFETENSORS"}),
+}
+#: These need no base model, where the backup names its weights.
+ADAPTERS = ("lora", "embedding", "sdxl lora", "cascade lora")
+
+
+@dataclass
+class PluginExport:
+    """A run with the plugin, and the export of its last backup."""
+
+    run: Recording
+    done: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def plugin_exports(bench: Bench) -> dict[str, PluginExport]:
+    jobs = []
+    for name, (family, keys, options) in PLUGIN_CASES.items():
+        section = {"enabled": True, "milestones": "2 steps"}
+        overrides = {"ema": "CPU", "ema_select": section, **keys}
+        jobs.append(Job(name, bench.config(family, schedule=SCHEDULE, ema_decay=0.9, **options, overrides=overrides)))
+    runs = [run.require() for run in bench.start(jobs, plugin=True).results()]
+    orders = []
+    for name, run in zip(PLUGIN_CASES, runs, strict=True):
+        place = bench.new_folder("export") / Path(run.config["output_model_destination"]).name
+        more: dict[str, Any] = {}
+        if name in ADAPTERS:
+            # As on a machine that has the workspace and nothing else.
+            gone = str(place.parent / "gone")
+            more = {
+                "base_model": gone,
+                "config_values": [f"decoder.model_name={gone}", f"effnet_encoder.model_name={gone}"],
+            }
+        orders.append(order(bench, backup_of(run), place, **more))
+    done = carry_out(bench, orders)
+    return {name: PluginExport(run, each) for name, run, each in zip(PLUGIN_CASES, runs, done, strict=True)}
+
+
+@pytest.mark.parametrize("case", PLUGIN_CASES)
+def test_an_export_is_what_the_plugin_saves(plugin_exports: dict[str, PluginExport], case: str) -> None:
+    found = plugin_exports[case]
+    assert found.done["error"] is None
+    assert ("the base model is not needed" in found.done["result"]["how"]) == (case in ADAPTERS)
+    saved = {"EMA": Path(found.run.config["output_model_destination"])}
+    saved["NON_EMA"] = saved["EMA"].with_name(renamed(saved["EMA"].name))
+    for each in found.done["result"]["sets"]:
+        ours, theirs = Path(each["path"]), saved[each["set"]]
+        assert ours.name == theirs.name
+        for inside in [theirs] if theirs.is_file() else sorted(theirs.rglob("*.safetensors")):
+            assert same_file(ours / inside.relative_to(theirs), inside), inside.name
+        marks = read_metadata(ours) if ours.is_file() else json.loads((ours / "ema_select.json").read_text())
+        assert marks["ema_select.set"] == each["set"]
+
+
+def test_a_pinned_backup_of_a_milestone(bench: Bench, plugin_exports: dict[str, PluginExport], tmp_path: Path) -> None:
+    run = plugin_exports["fine-tune in bf16"].run
+    [pinned] = (run.workspace / "ema_select" / "milestones" / "backup").iterdir()
+    [done] = carry_out(bench, [order(bench, pinned, tmp_path / "milestone.safetensors")])
+    assert done["error"] is None
+    saves = sorted((run.workspace / "save").glob("*.safetensors"), key=lambda path: "-non-ema" in path.name)
+    assert len(saves) == 2
+    for each, saved in zip(done["result"]["sets"], saves, strict=True):
+        assert difference(load_file(each["path"]), load_file(saved)) == 0.0
+        assert read_metadata(Path(each["path"]))["ema_select.milestone"] == "2 steps"
+
+
+def test_where_the_base_model_has_moved(bench: Bench, exports: dict[str, Exports], tmp_path: Path) -> None:
+    run = exports["sd15-lora"].run
+    moved = tmp_path / "moved"
+    shutil.copytree(bench.models / "sd15", moved, ignore=shutil.ignore_patterns("*.safetensors"))
+    backup = tmp_path / "backup" / backup_of(run).name
+    shutil.copytree(backup_of(run), backup)
+    config = backup / "onetrainer_config" / "args.json"
+    gone = str(tmp_path / "gone")
+    configs.write_json(config, {**json.loads(config.read_text(encoding="utf-8")), "base_model_name": gone})
+    without, with_it = carry_out(
+        bench,
+        [
+            order(bench, backup, tmp_path / "a.safetensors"),
+            # Of the base model only what shape it has: its weights are not there.
+            order(bench, backup, tmp_path / "b.safetensors", base_model=str(moved)),
+        ],
+    )
+    assert f"looked for {gone} (base_model_name)" in without["error"]
+    assert "--base-model PATH" in without["error"]
+    assert with_it["error"] is None
+    for each, kind in zip(with_it["result"]["sets"], ("ema", "non-ema"), strict=True):
+        reference = exports["sd15-lora"].reference("KOHYA_LORA", kind) / "model.safetensors"
+        assert same_file(Path(each["path"]), reference)
+
+
+# -- as a user has it ----------------------------------------------------------------------------------------
+
+
+def test_the_command_line(bench: Bench, exports: dict[str, Exports], tmp_path: Path) -> None:
+    found = exports["cascade-fine-tune"]
+    command = [
+        "-m",
+        "onetrainer_ema_select",
+        "export",
+        backup_of(found.run),
+        "--set",
+        "both",
+        "--output",
+        tmp_path / "c",
+    ]
+    command += ["--format", "legacy_safetensors", "--onetrainer", bench.checkout(plugin=False)]
+    done = run_python(bench.host, command, cwd=tmp_path, package=bench.package(plugin=True))
+    assert done.returncode == 0, done.stderr
+    assert "Wrote ema: " in done.stdout
+    assert "were read back and are what was to be written." in done.stdout
+    for name, kind in (("c.safetensors", "ema"), ("c-non-ema.safetensors", "non-ema")):
+        for file in ("stage_c.safetensors", "text_encoder.safetensors"):
+            reference = found.reference("LEGACY_SAFETENSORS", kind) / "model.safetensors" / file
+            assert same_file(tmp_path / name / file, reference)
+    again = run_python(bench.host, command, cwd=tmp_path, package=bench.package(plugin=True))
+    assert again.returncode == 1
+    assert "is there already" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def test_diffusers_loads_what_was_exported(bench: Bench, exports: dict[str, Exports], tmp_path: Path) -> None:
+    peft = os.environ.get("EMA_SELECT_PEFT")
+
+    def written(case: str, model_format: str) -> list[str]:
+        return [each["path"] for each in exports[case].results[model_format]["result"]["sets"]]
+
+    models = [*written("sd15-fine-tune", "DIFFUSERS"), *written("sdxl-fine-tune", "DIFFUSERS")]
+    tasks: list[dict[str, str]] = [{"model": path} for path in models]
+    # Kohya's names for SDXL are those of its three blocks, which the tiny model does not have.
+    for case, base, model_format in (
+        ("sd15-lora", "sd15", "KOHYA_LORA"),
+        ("sd15-lora", "sd15", "DIFFUSERS_LORA"),
+        ("sdxl-lora", "sdxl", "DIFFUSERS_LORA"),
+    ):
+        tasks += [{"base": str(bench.models / base), "lora": path} for path in written(case, model_format)]
+    file = configs.write_json(tmp_path / "tasks.json", tasks)
+    command = [BENCH / "in_diffusers.py", file, tmp_path / "results.json", *([peft] if peft else [])]
+    done = run_python(bench.host, command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    for ema, non_ema in zip(results[::2], results[1::2], strict=True):
+        assert ema["said"] == non_ema["said"] == []
+        if "keys" in ema:
+            assert ema["keys"] > 100
+            assert ema["unknown"] == non_ema["unknown"] == []
+        if "keys" not in ema or peft:
+            assert ema["picture"] != non_ema["picture"]

@@ -153,8 +153,8 @@ class Exporter:
         if self._adapter:
             # OneTrainer converts most adapters without their base, and some only with it.
             yield lambda: open_adapter(config, opened, sets)
-            if base_model_problem(config):
-                return
+            if problem := base_model_problem(config):
+                raise ExportError(f"OneTrainer cannot write this without the base model. {problem}")
             self._emit(Event(kind="progress", text="loading the base model"))
         yield lambda: open_model(config, opened, sets)
         self._emit(Event(kind="progress", text="loading all weights"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -76,6 +77,22 @@ class ModelSource:
                 parameter.data = average.to(parameter.dtype) if dtype is None else average
         with StateDictView(self._loaded.sites, note, dtype=dtype):
             yield
+
+
+class _FileEmbedding:
+    """Stands in for an embedding that is not set up, so that savers write what its file holds.
+
+    They ask it for a part for each text encoder, by a name of their own, and those for their vectors.
+    """
+
+    def __init__(self, uuid: str) -> None:
+        """Be one of this name, without vectors."""
+        self._part = SimpleNamespace(uuid=uuid, placeholder=uuid, vector=None, output_vector=None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._part
 
 
 class AdapterSource:
@@ -178,7 +195,8 @@ def open_adapter(config: RunConfig, opened: Backup, sets: Sequence[WeightSet]) -
     if config.original.training_method == TrainingMethod.LORA:
         tensors = model.lora_state_dict
     else:
-        [tensors] = model.embedding_state_dicts.values()
+        [(uuid, tensors)] = model.embedding_state_dicts.items()
+        model.embedding = _FileEmbedding(uuid)
     average = opened.sets[WeightSet.EMA] if WeightSet.EMA in sets else {}
     places = {name: opened.places[name] for name in average}
     return AdapterSource(model, tensors, places=places, average=average)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,8 @@ def unknown_keys(pipeline: Any, file: str) -> list[str]:
         if getattr(pipeline, part, None) is not None
         for name, _ in getattr(pipeline, part).named_modules()
     }
-    return [
-        key
-        for key in read_adapter(pipeline, file)
-        if key.split(".lora")[0].split(".alpha")[0].replace(".processor", "") not in layers
-    ]
+    bases = {key: re.split("[._]lora", key.replace(".processor", ""))[0] for key in read_adapter(pipeline, file)}
+    return [key for key, base in bases.items() if base not in layers and f"{base}.0" not in layers]
 
 
 def do(task: dict[str, str], *, peft: bool) -> dict[str, Any]:

@@ -7,17 +7,12 @@ from modules.util import factory
 from modules.util.enum.ModelFormat import ModelFormat
 from modules.util.enum.ModelType import ModelType
 from modules.util.enum.TrainingMethod import TrainingMethod
-from safetensors.torch import save_file
 
 
 @factory.register(BaseModelSaver, ModelType.STABLE_DIFFUSION_15, TrainingMethod.EMBEDDING)
 class StableDiffusionEmbeddingModelSaver(BaseModelSaver, EmbeddingSaverMixin, InternalModelSaverMixin):
     def save(self, model, model_type, output_model_format, output_model_destination, dtype):
         del model_type
-        if model.embedding is None:
-            # not set up: what was loaded is written as it is
-            save_file(next(iter(model.embedding_state_dicts.values())), output_model_destination)
-            return
         embedding = model.embedding.text_encoder_embedding
         self._save_additional_embeddings(model, output_model_format, output_model_destination, dtype)
         if output_model_format == ModelFormat.INTERNAL:
