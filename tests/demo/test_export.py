@@ -100,9 +100,14 @@ def carry_out(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> CarryO
         orders = [{"action": "export", "onetrainer": str(standin), **each} for each in orders]
         (folder / "orders.json").write_text(json.dumps(orders, default=str), encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, str(CARRY_OUT), str(standin), str(folder / "orders.json"), str(folder / "results.json")],
-            cwd=folder, env=environment(), capture_output=True, encoding="utf-8", check=False,
-        )  # fmt: skip
+            [sys.executable, str(CARRY_OUT), str(standin)],
+            input=str(folder / "orders.json"),
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-4000:]
         results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         return results

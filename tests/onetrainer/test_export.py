@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ import pytest
 from safetensors.torch import load_file
 
 from .bench import configs
-from .bench.checkout import run_python
+from .bench.checkout import host_environment, run_python
 from .bench.configs import Family, Schedule
 from .bench.recording import Recording, difference, read_metadata
-from .bench.workers import BENCH, Bench, Job
+from .bench.workers import BENCH, Batch, Bench, Job
 from .test_variants import CASES as VARIANTS
 
 SCHEDULE = Schedule(epochs=2, steps=3, backup_at_end=True)
@@ -24,8 +26,10 @@ ORDERS = Path(__file__).parents[1] / "export_orders.py"
 
 Case = tuple[Family, dict[str, Any], dict[str, Any]]
 CASES: dict[str, Case] = {family.name: (family, {}, {}) for family in configs.FAMILIES}
+FAMILIES = tuple(CASES)
 CASES.update({name: (family, keys, options) for name, (family, keys, options, _) in VARIANTS.items()})
-del CASES["ema in bf16"]  # the plugin's own choice
+for each in ("ema in bf16", "ema GPU", "fused back pass", "text encoder stops"):
+    del CASES[each]  # nothing of these is in a backup
 CASES["bf16 to float32, layer filter, checkpointing"] = (
     configs.SD15_FINE_TUNE,
     {"layer_filter": "attn", "gradient_checkpointing": "ON", "include_train_config": "ALL"},
@@ -58,53 +62,82 @@ def backup_of(run: Recording) -> Path:
     return max((run.workspace / "backup").iterdir())
 
 
+class Exporter:
+    """A process of OneTrainer's python that carries out orders; its imports are done while others train."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.checkout = bench.checkout(plugin=False)
+        self.log = bench.new_folder("exporter") / "stderr.txt"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [str(bench.host.python), str(ORDERS), str(self.checkout)],
+                env=host_environment(package=bench.package(plugin=True)),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                encoding="utf-8",
+            )
+
+    def order(self, backup: Path, output: Path, **more: Any) -> dict[str, Any]:
+        """Both sets of a backup, the EMA with the plain name."""
+        base = {"action": "export", "backup": str(backup), "output": str(output), "sets": "both"}
+        return {**base, "onetrainer": str(self.checkout), **more}
+
+    def carry_out(self, *orders: dict[str, Any]) -> list[dict[str, Any]]:
+        """Do orders."""
+        file = configs.write_json(self.bench.new_folder("orders") / "orders.json", list(orders))
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(file, file=self.process.stdin, flush=True)
+        assert self.process.stdout.readline() == "done\n", self.log.read_text(encoding="utf-8")[-4000:]
+        results: list[dict[str, Any]] = json.loads(file.with_name("results.json").read_text(encoding="utf-8"))
+        return results
+
+
 @pytest.fixture(scope="module")
-def exports(bench: Bench) -> dict[str, Exports]:
+def exporter(bench: Bench) -> Iterator[Exporter]:
+    """One for all tests here."""
+    made = Exporter(bench)
+    yield made
+    made.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def plugin_batch(bench: Bench) -> Batch:
+    """The runs with the plugin; begun before those without, so that both are trained side by side."""
+    jobs = []
+    for name, (family, keys, options) in PLUGIN_CASES.items():
+        section = {"enabled": True, "milestones": "2 steps"}
+        overrides = {"ema": "CPU", "ema_select": section, **keys}
+        jobs.append(Job(name, bench.config(family, schedule=SCHEDULE, ema_decay=0.9, **options, overrides=overrides)))
+    return bench.start(jobs, plugin=True)
+
+
+@pytest.fixture(scope="module")
+def exports(bench: Bench, plugin_batch: Batch, exporter: Exporter) -> dict[str, Exports]:
     jobs = []
     for name, (family, keys, options) in CASES.items():
         config = bench.config(family, schedule=SCHEDULE, ema_decay=0.9, **options, overrides={"ema": "CPU", **keys})
         hook = "plain_formats_uncompiled" if config.get("compile") else "plain_formats"
         jobs.append(Job(name, config, hook=(BENCH / "hooks.py", hook)))
-    runs = [run.require() for run in bench.start(jobs, plugin=False).results()]
-    orders, places = [], []
-    for name, run in zip(CASES, runs, strict=True):
-        for folder in sorted((run.workspace / "formats").iterdir()):
-            place = bench.new_folder("export")
-            reference = folder / "ema"
-            [model] = [path for path in reference.iterdir() if not path.name.endswith((".yaml", "_embeddings"))]
-            orders.append(order(bench, backup_of(run), place / model.name, format=folder.name))
-            places.append((name, folder.name))
-    done = carry_out(bench, orders)
-    found = {name: Exports(run, {}) for name, run in zip(CASES, runs, strict=True)}
-    for (name, model_format), result in zip(places, done, strict=True):
-        found[name].results[model_format] = result
+    found = {}
+    for name, future in zip(CASES, bench.start(jobs, plugin=False).futures, strict=True):
+        run = future.result().require()  # the next one is trained while this one is exported
+        formats = sorted((run.workspace / "formats").iterdir())
+        if name not in FAMILIES:  # what is special about them is the same in every format
+            formats = [each for each in formats if each.name == run.config["output_model_format"]] + formats[:1]
+        orders = {}
+        for folder in formats:
+            [model] = [path for path in (folder / "ema").iterdir() if not path.name.endswith((".yaml", "_embeddings"))]
+            place = bench.new_folder("export") / model.name
+            orders[folder.name] = exporter.order(backup_of(run), place, format=folder.name)
+        results = exporter.carry_out(*orders.values())
+        found[name] = Exports(run, dict(zip(orders, results, strict=True)))
     return found
 
 
-def order(bench: Bench, backup: Path, output: Path, **more: Any) -> dict[str, Any]:
-    """Both sets of a backup, the EMA with the plain name."""
-    base = {"action": "export", "backup": str(backup), "output": str(output), "sets": "both"}
-    return {**base, "onetrainer": str(bench.checkout(plugin=False)), **more}
-
-
-def carry_out(bench: Bench, orders: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Do orders in one process."""
-    folder = bench.new_folder("orders")
-    configs.write_json(folder / "orders.json", orders)
-    checkout = bench.checkout(plugin=False)
-    done = run_python(
-        bench.host,
-        [ORDERS, checkout, folder / "orders.json", folder / "results.json"],
-        cwd=folder,
-        package=bench.package(plugin=True),
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    (folder / "stderr.txt").write_text(done.stderr, encoding="utf-8")
-    results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return results
-
-
-def files_below(folder: Path, *, plain: bool = True) -> dict[str, Path]:
+def files_below(folder: Path) -> dict[str, Path]:
     """Every file by its place."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -180,13 +213,8 @@ class PluginExport:
 
 
 @pytest.fixture(scope="module")
-def plugin_exports(bench: Bench) -> dict[str, PluginExport]:
-    jobs = []
-    for name, (family, keys, options) in PLUGIN_CASES.items():
-        section = {"enabled": True, "milestones": "2 steps"}
-        overrides = {"ema": "CPU", "ema_select": section, **keys}
-        jobs.append(Job(name, bench.config(family, schedule=SCHEDULE, ema_decay=0.9, **options, overrides=overrides)))
-    runs = [run.require() for run in bench.start(jobs, plugin=True).results()]
+def plugin_exports(bench: Bench, plugin_batch: Batch, exporter: Exporter) -> dict[str, PluginExport]:
+    runs = [run.require() for run in plugin_batch.results()]
     orders = []
     for name, run in zip(PLUGIN_CASES, runs, strict=True):
         place = bench.new_folder("export") / Path(run.config["output_model_destination"]).name
@@ -194,12 +222,10 @@ def plugin_exports(bench: Bench) -> dict[str, PluginExport]:
         if name in ADAPTERS:
             # As on a machine that has the workspace and nothing else.
             gone = str(place.parent / "gone")
-            more = {
-                "base_model": gone,
-                "config_values": [f"decoder.model_name={gone}", f"effnet_encoder.model_name={gone}"],
-            }
-        orders.append(order(bench, backup_of(run), place, **more))
-    done = carry_out(bench, orders)
+            parts = [f"{part}.model_name={gone}" for part in ("decoder", "effnet_encoder")]
+            more = {"base_model": gone, "config_values": parts}
+        orders.append(exporter.order(backup_of(run), place, **more))
+    done = exporter.carry_out(*orders)
     return {name: PluginExport(run, each) for name, run, each in zip(PLUGIN_CASES, runs, done, strict=True)}
 
 
@@ -219,10 +245,12 @@ def test_an_export_is_what_the_plugin_saves(plugin_exports: dict[str, PluginExpo
         assert marks["ema_select.set"] == each["set"]
 
 
-def test_a_pinned_backup_of_a_milestone(bench: Bench, plugin_exports: dict[str, PluginExport], tmp_path: Path) -> None:
+def test_a_pinned_backup_of_a_milestone(
+    exporter: Exporter, plugin_exports: dict[str, PluginExport], tmp_path: Path
+) -> None:
     run = plugin_exports["fine-tune in bf16"].run
     [pinned] = (run.workspace / "ema_select" / "milestones" / "backup").iterdir()
-    [done] = carry_out(bench, [order(bench, pinned, tmp_path / "milestone.safetensors")])
+    [done] = exporter.carry_out(exporter.order(pinned, tmp_path / "milestone.safetensors"))
     assert done["error"] is None
     saves = sorted((run.workspace / "save").glob("*.safetensors"), key=lambda path: "-non-ema" in path.name)
     assert len(saves) == 2
@@ -231,7 +259,9 @@ def test_a_pinned_backup_of_a_milestone(bench: Bench, plugin_exports: dict[str, 
         assert read_metadata(Path(each["path"]))["ema_select.milestone"] == "2 steps"
 
 
-def test_where_the_base_model_has_moved(bench: Bench, exports: dict[str, Exports], tmp_path: Path) -> None:
+def test_where_the_base_model_has_moved(
+    bench: Bench, exporter: Exporter, exports: dict[str, Exports], tmp_path: Path
+) -> None:
     run = exports["sd15-lora"].run
     moved = tmp_path / "moved"
     shutil.copytree(bench.models / "sd15", moved, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -240,13 +270,10 @@ def test_where_the_base_model_has_moved(bench: Bench, exports: dict[str, Exports
     config = backup / "onetrainer_config" / "args.json"
     gone = str(tmp_path / "gone")
     configs.write_json(config, {**json.loads(config.read_text(encoding="utf-8")), "base_model_name": gone})
-    without, with_it = carry_out(
-        bench,
-        [
-            order(bench, backup, tmp_path / "a.safetensors"),
-            # Of the base model only what shape it has: its weights are not there.
-            order(bench, backup, tmp_path / "b.safetensors", base_model=str(moved)),
-        ],
+    without, with_it = exporter.carry_out(
+        exporter.order(backup, tmp_path / "a.safetensors"),
+        # Of the base model only what shape it has: its weights are not there.
+        exporter.order(backup, tmp_path / "b.safetensors", base_model=str(moved)),
     )
     assert f"looked for {gone} (base_model_name)" in without["error"]
     assert "--base-model PATH" in without["error"]

@@ -67,7 +67,9 @@ def unknown_keys(pipeline: Any, file: str) -> list[str]:
         for name, _ in getattr(pipeline, part).named_modules()
     }
     bases = {key: re.split("[._]lora", key.replace(".processor", ""))[0] for key in read_adapter(pipeline, file)}
-    return [key for key, base in bases.items() if base not in layers and f"{base}.0" not in layers]
+    # A text encoder's layers have names of their own, which diffusers puts in later.
+    renamed = {key: re.sub(r"self_attn\.to_(q|k|v|out)$", r"self_attn.\1_proj", base) for key, base in bases.items()}
+    return [key for key, base in renamed.items() if base not in layers and f"{base}.0" not in layers]
 
 
 def do(task: dict[str, str], *, peft: bool) -> dict[str, Any]:
