@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from onetrainer_ema_select.errors import (
         BackupError,
         EmaSelectError,
+        ExportError,
         HostMismatchError,
         HostNotFoundError,
         ManifestError,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         SettingsError,
         StoreError,
     )
+    from onetrainer_ema_select.host.export import ExportResult, export
     from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet, parse_settings
     from onetrainer_ema_select.tensor_set import TensorSet
     from onetrainer_ema_select.tracks import WeightTracks
@@ -33,6 +35,8 @@ __all__ = [
     "BackupError",
     "EmaSelectError",
     "EmaSelectSettings",
+    "ExportError",
+    "ExportResult",
     "HostMismatchError",
     "HostNotFoundError",
     "ManifestError",
@@ -44,6 +48,7 @@ __all__ = [
     "WeightSet",
     "WeightTracks",
     "__version__",
+    "export",
     "newest_complete_backup",
     "open_backup",
     "parse_settings",
@@ -53,9 +58,11 @@ __all__ = [
 MODULES = {
     "Backup": "backups",
     "EmaSelectSettings": "settings",
+    "ExportResult": "host.export",
     "TensorSet": "tensor_set",
     "WeightSet": "settings",
     "WeightTracks": "tracks",
+    "export": "host.export",
     "newest_complete_backup": "workspace",
     "open_backup": "backups",
     "parse_settings": "settings",

@@ -153,6 +153,7 @@ SCENARIOS = (
     "milestones.md",
     "inspect.md",
     "compare.md",
+    "export.md",
     "json.md",
     "python.md",
     "resume.md",

@@ -16,7 +16,7 @@ import onetrainer_ema_select
 from onetrainer_ema_select import __version__
 from onetrainer_ema_select.cli import doctor
 from onetrainer_ema_select.host import dropin
-from onetrainer_ema_select.host.seams import SEAMS
+from onetrainer_ema_select.host.seams import EXPORT_SEAMS, SEAMS
 from onetrainer_ema_select.origin import install_source
 
 Command = Callable[..., "tuple[int, str, str]"]
@@ -60,6 +60,7 @@ def test_everything_fits(command: Command, standin: Path) -> None:
     assert lines[6 + len(SEAMS) :] == [
         "",
         f"{len(SEAMS)} of {len(SEAMS)} seams are as expected.",
+        f"{len(EXPORT_SEAMS)} of {len(EXPORT_SEAMS)} seams of export are as expected.",
         f'Nothing to mend. To start the plugin with OneTrainer: onetrainer-ema-select enable "{standin}"; '
         "for one run only: onetrainer-ema-select train --config-path FILE",
     ]
@@ -74,10 +75,26 @@ def test_a_changed_seam(command: Command, standin: Path) -> None:
         "NOT  modules.module.EMAModule:EMAModuleWrapper.copy_ema_to: "
         "found (self, parameters, keep), expected (self, parameters, store_temp)"
     ]
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         f"{len(SEAMS) - 1} of {len(SEAMS)} seams are as expected.",
+        f"{len(EXPORT_SEAMS)} of {len(EXPORT_SEAMS)} seams of export are as expected.",
         "This OneTrainer is not one that the plugin knows, so it refuses to run with it. "
         f"Get a newer version of the plugin and install it: pip install --upgrade {install_source()}",
+    ]
+
+
+def test_a_seam_of_export_that_has_changed(command: Command, standin: Path) -> None:
+    file = standin / "modules" / "modelLoader" / "mixin" / "InternalModelLoaderMixin.py"
+    file.write_text(file.read_text().replace("(self, model, model_name)", "(self, model)"), encoding="utf-8")
+    code, out, err = command("doctor", standin)
+    assert (code, err) == (1, "")
+    assert out.splitlines()[-4:] == [
+        f"{len(SEAMS)} of {len(SEAMS)} seams are as expected.",
+        "NOT  for export: modules.modelLoader.mixin.InternalModelLoaderMixin:InternalModelLoaderMixin."
+        "_load_internal_data: found (self, model), expected (self, model, model_name)",
+        f"{len(EXPORT_SEAMS) - 1} of {len(EXPORT_SEAMS)} seams of export are as expected.",
+        "The plugin can train with this OneTrainer, but not export from its backups. Get a newer version of the "
+        f"plugin and install it: pip install --upgrade {install_source()}",
     ]
 
 
@@ -107,6 +124,8 @@ def test_json(command: Command, standin: Path) -> None:
     assert (report["python"], report["python_executable"]) == (platform.python_version(), sys.executable)
     assert report["packages"]["torch"] == metadata.version("torch")
     assert len(report["seams"]) == len(SEAMS)
+    assert len(report["export_seams"]) == len(EXPORT_SEAMS)
+    assert all(seam["ok"] for seam in report["export_seams"])
     assert [seam for seam in report["seams"] if not seam["ok"]] == [
         {
             "seam": "modules.module.EMAModule:EMAModuleWrapper.copy_ema_to",

@@ -17,6 +17,7 @@ from onetrainer_ema_select.host.export import launch as launch_module
 
 from ..conftest import MakeBackup
 from .conftest import Command
+from .test_json import documented
 
 NAME = "2026-01-02_03-04-05-backup-4-2-0"
 
@@ -191,6 +192,11 @@ def test_what_is_printed(tmp_path: Path) -> None:
         f"Would write ema: {tmp_path / 'm.safetensors'} (about 2.0 GB)",
         "Free there: 5.0 GB. Nothing was written.",
     ]
+
+
+def test_every_key_of_the_json_is_documented() -> None:
+    own = set(ExportResult.model_fields) | {"schema"}
+    assert set(documented("export")) == own | {f"sets[].{key}" for key in ExportedSet.model_fields}
 
 
 def test_json(

@@ -14,6 +14,7 @@ class DataType(Enum):
     def __str__(self):
         return self.value
 
-    def torch_dtype(self):
+    def torch_dtype(self, supports_quantization=True):
         """The dtype for torch, None for NONE."""
+        del supports_quantization  # there is none here
         return _TORCH.get(self.value)
