@@ -207,6 +207,15 @@ def clear_leftovers(workspace: Path, *destinations: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def clear_old_leftovers(workspace: Path, folder: Path, *, hours: float = 24) -> None:
+    """Remove what was left unfinished in a folder that others may be writing into: only what is older."""
+    limit = time.time() - hours * 3600
+    for leftover in folder.glob(f"{_sibling_prefix(workspace)}*"):
+        with contextlib.suppress(OSError):
+            if max(path.stat().st_mtime for path in (leftover, *leftover.rglob("*"))) < limit:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Have a file in a second place: the same file where the file system can, else a copy.
 

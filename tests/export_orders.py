@@ -38,6 +38,8 @@ def main(replies: IO[str]) -> None:
         try:
             order = ExportOrder.model_validate(raw)
             perform(order, open_backup(order.backup), readback=readback, emit=events.append)
+            if order.action == "names":
+                return {"names": next(event.names for event in events if event.kind == "names"), "error": None}
             result = next(event.result for event in events if event.result is not None)
         except Exception as error:
             traceback.print_exc()

@@ -13,7 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from onetrainer_ema_select import store
-from onetrainer_ema_select.store import Staging, add_metadata, clear_leftovers, read_metadata, write_json
+from onetrainer_ema_select.store import (
+    Staging,
+    add_metadata,
+    clear_leftovers,
+    clear_old_leftovers,
+    read_metadata,
+    write_json,
+)
 
 REPLACE = Path.replace
 FSYNC = os.fsync
@@ -650,3 +657,25 @@ def test_an_error_stays_what_it_is_where_the_disk_cannot_be_asked(tmp_path, mock
     mocker.patch.object(store.shutil, "disk_usage", side_effect=OSError("gone"))
     with pytest.raises(RuntimeError, match="torch has failed"), staging.writing():
         raise RuntimeError("torch has failed")
+
+
+def test_old_leftovers_of_a_folder_that_others_write_into(tmp_path: Path) -> None:
+    backup, other, folder = tmp_path / "backup", tmp_path / "other", tmp_path / "models"
+    old, new, foreign = (
+        Staging(folder / f"{name}.safetensors", workspace=owner).folder
+        for name, owner in (("old", backup), ("new", backup), ("foreign", other))
+    )
+    for place in (old, foreign):
+        (place / "half").write_bytes(b"x")
+        for path in (place / "half", place):
+            os.utime(path, (0, 0))
+    clear_old_leftovers(backup, folder)
+    assert not old.exists()
+    assert new.is_dir()
+    assert foreign.is_dir()
+    # A file that is being written is new, however old its folder is.
+    os.utime(new, (0, 0))
+    (new / "growing").write_bytes(b"x")
+    os.utime(new, (0, 0))
+    clear_old_leftovers(backup, folder)
+    assert new.is_dir()

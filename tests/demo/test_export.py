@@ -482,3 +482,23 @@ def test_nan_is_told(made: dict[str, Run], carry_out: CarryOut, tmp_path: Path) 
     assert len(ema["nonfinite"]) == 1
     assert not non_ema["nonfinite"]
     assert any("m.safetensors holds NaN or Inf in 1 tensors" in note for note in done["result"]["notes"])
+
+
+def test_a_folder_of_another_division_is_not_mixed_with(
+    made: dict[str, Run], carry_out: CarryOut, tmp_path: Path
+) -> None:
+    place = tmp_path / "model"
+    order = {"backup": made["folder"].backup, "output": place, "sets": "ema", "overwrite": True}
+    [first] = carry_out([order])
+    assert first["error"] is None
+    stray = place / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    stray.write_text("{}", encoding="utf-8")
+    before = {path: path.stat().st_mtime_ns for path in sorted(place.rglob("*"))}
+    [second] = carry_out([order])
+    assert "holds unet/diffusion_pytorch_model.safetensors.index.json, which is none of the files" in second["error"]
+    assert "Delete the folder, or give another name with --output" in second["error"]
+    assert {path: path.stat().st_mtime_ns for path in sorted(place.rglob("*"))} == before
+    stray.unlink()
+    [third] = carry_out([order])
+    assert third["error"] is None
+    assert same(place, made["folder"].saved())

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from onetrainer_ema_select.backups import open_backup
+from onetrainer_ema_select.choices import WeightSet
+
 from .bench import configs
 from .bench.checkout import host_environment, run_python
 from .bench.configs import Family, Schedule
@@ -281,6 +284,35 @@ def test_where_the_base_model_has_moved(
     for each, kind in zip(with_it["result"]["sets"], ("ema", "non-ema"), strict=True):
         reference = exports["sd15-lora"].reference("KOHYA_LORA", kind) / "model.safetensors"
         assert same_file(Path(each["path"]), reference)
+
+
+# -- read from Python ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", PLUGIN_CASES)
+def test_open_backup_reads_both_sets_by_name(plugin_exports: dict[str, PluginExport], case: str) -> None:
+    run = plugin_exports[case].run
+    backup = open_backup(backup_of(run))
+    assert backup.named
+    for kind, weight_set in (("ema", WeightSet.EMA), ("live", WeightSet.NON_EMA)):
+        expected = run.weights(kind)
+        found = backup.sets[weight_set]
+        if weight_set is WeightSet.EMA:
+            assert list(found) == list(expected)
+        assert difference({name: found[name] for name in expected}, expected) == 0.0
+    assert set(backup.places) == set(run.result["parameters"])
+
+
+def test_names_of_backups_without_the_plugin(exporter: Exporter, exports: dict[str, Exports]) -> None:
+    cases = ("sd15-fine-tune", "sdxl-lora", "cascade-lora", "lora, embeddings beside it", "compile and layer filter")
+    orders = [{**exporter.order(backup_of(exports[case].run), Path()), "action": "names"} for case in cases]
+    for case, done in zip(cases, exporter.carry_out(*orders), strict=True):
+        assert done["error"] is None
+        run = exports[case].run
+        assert [name.replace(".checkpoint.", ".") for name in run.result["parameters"]] == done["names"]
+        opened = open_backup(backup_of(run), names=done["names"])
+        averages = {name.replace(".checkpoint.", "."): value for name, value in run.weights("ema").items()}
+        assert difference(dict(opened.sets[WeightSet.EMA]), averages) == 0.0
 
 
 # -- as a user has it ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.errors import ExportError
 from onetrainer_ema_select.integrity import read_safetensors_header
 from onetrainer_ema_select.naming import companions, paired_name, set_suffix, split
+from onetrainer_ema_select.store import TENSOR_SUFFIXES
 
 # Headers, configs and tokenizers beside the tensors.
 _BESIDE_TENSORS = 8_000_000
@@ -92,6 +93,28 @@ def _check_place(path: Path, *, overwrite: bool) -> None:
             "make it writable.",
             path=path,
         )
+
+
+def check_no_mixture(written: Path, target: Path) -> None:
+    """Refuse to write a folder over one that holds weights of another division, which loaders would go on reading.
+
+    Args:
+        written: The new folder, still in private.
+        target: What is there.
+
+    Raises:
+        ExportError: Naming a file that would stay.
+    """
+    if not (written.is_dir() and target.is_dir()):
+        return
+    for file in sorted(target.rglob("*")):
+        weights = file.suffix in TENSOR_SUFFIXES or file.name.endswith(".index.json")
+        if weights and file.is_file() and not (written / file.relative_to(target)).is_file():
+            raise ExportError(
+                f"{target} holds {file.relative_to(target).as_posix()}, which is none of the files that would replace "
+                "it, and programs would read both. Delete the folder, or give another name with --output.",
+                path=target,
+            )
 
 
 def existing_parent(path: Path) -> Path:

@@ -22,9 +22,15 @@ from onetrainer_ema_select.host.export.configuration import (
     choose_format,
     read_run_config,
 )
-from onetrainer_ema_select.host.export.loading import base_model_problem, text_of
+from onetrainer_ema_select.host.export.loading import UnreadWeightsError, base_model_problem, text_of
 from onetrainer_ema_select.host.export.messages import Event, ExportedSet, ExportOrder, ExportResult
-from onetrainer_ema_select.host.export.outputs import check_places, check_space, expected_bytes, output_paths
+from onetrainer_ema_select.host.export.outputs import (
+    check_no_mixture,
+    check_places,
+    check_space,
+    expected_bytes,
+    output_paths,
+)
 from onetrainer_ema_select.host.export.readback import ReadBack
 from onetrainer_ema_select.host.export.selection import chosen_sets
 from onetrainer_ema_select.host.export.sources import (
@@ -37,7 +43,7 @@ from onetrainer_ema_select.host.export.sources import (
 from onetrainer_ema_select.host.metadata import Marked, mark_files
 from onetrainer_ema_select.host.seams import EXPORT_SEAMS, check_live, mismatches
 from onetrainer_ema_select.resume import some
-from onetrainer_ema_select.store import Staging
+from onetrainer_ema_select.store import Staging, clear_old_leftovers
 from onetrainer_ema_select.workspace import size_of
 
 Emit = Callable[[Event], None]
@@ -118,6 +124,8 @@ class Exporter:
         torch_dtype = self._dtype.torch_dtype()
         self._each = expected_bytes(order.backup, itemsize=torch_dtype.itemsize if torch_dtype is not None else None)
         self._free = check_space(self._paths, each=self._each)
+        #: What OneTrainer's saver raised last.
+        self._refused: Exception | None = None
         self._adapter = is_adapter(opened, self._sets, method=original.training_method)
         if not self._adapter and (problem := base_model_problem(config)):
             raise ExportError(problem)
@@ -126,11 +134,10 @@ class Exporter:
         """Write everything, or with ``plan`` say what would be."""
         if self._order.action == "plan":
             sets = tuple(ExportedSet(set=each, path=path, size_bytes=self._each) for each, path in self._paths.items())
-            how = "from the backup's own file; the base model is not needed"
+            how = "from the backup's own file; in most formats the base model is not needed"
             self._report(sets, how=how if self._adapter else "through OneTrainer's loader and setup", notes=())
             return
         self._emit(Event(kind="progress", text="loading the model"))
-        last: Exception | None = None
         for attempt in self._attempts():
             source = attempt()
             try:
@@ -138,27 +145,36 @@ class Exporter:
                 break
             except ExportError:
                 raise
-            except Exception as error:
-                if isinstance(error, OSError):
-                    raise self._not_writable(error) from error
-                last = error
+            except OSError as error:
+                raise self._not_writable(error) from error
+            except Exception as error:  # noqa: BLE001 - what a saver of OneTrainer raises may be anything
+                self._refused = error
                 del source
         else:
-            raise self._not_writable(last or RuntimeError("no way to write it")) from last
+            raise self._not_writable(self._refused or RuntimeError("there is no way to write it")) from self._refused
         self._report(written, how=source.how, notes=notes)
 
     def _attempts(self) -> Iterator[Callable[[], Source]]:
-        """The ways to the weights, the cheapest first; the next one is for where a saver wants more."""
+        """The ways to the weights, the cheapest first; the next one is for where a saver wants more.
+
+        Raises:
+            ExportError: It wants more than there is.
+        """
         opened, sets, config = self._opened, self._sets, self._config
         if self._adapter:
             # OneTrainer converts most adapters without their base, and some only with it.
             yield lambda: open_adapter(config, opened, sets)
             if problem := base_model_problem(config):
-                raise ExportError(f"OneTrainer cannot write this without the base model. {problem}")
+                refusal = text_of(self._refused) if self._refused is not None else "it wants the base model"
+                raise ExportError(
+                    f"OneTrainer could not write this backup as {self._format} without its base model: {refusal}. "
+                    f"{problem}"
+                )
             self._emit(Event(kind="progress", text="loading the base model"))
         yield lambda: open_model(config, opened, sets)
-        self._emit(Event(kind="progress", text="loading all weights"))
-        yield lambda: open_model(config, opened, sets, structure_only=False)
+        if isinstance(self._refused, UnreadWeightsError):
+            self._emit(Event(kind="progress", text="loading all weights"))
+            yield lambda: open_model(config, opened, sets, structure_only=False)
 
     def _not_writable(self, error: Exception) -> ExportError:
         original = self._config.original
@@ -188,6 +204,7 @@ class Exporter:
         try:
             # The averages take the live weights' place in memory, so those are written first.
             for weight_set, path in sorted(self._paths.items(), key=lambda entry: entry[0] is WeightSet.EMA):
+                clear_old_leftovers(self._order.backup, path.parent)
                 staging = Staging(path, workspace=self._order.backup)
                 stagings.append(staging)
                 self._emit(Event(kind="staging", text=str(staging.folder)))
@@ -196,6 +213,8 @@ class Exporter:
                 written.append(self._write_one(source, weight_set, staging))
             written.sort(key=lambda each: list(self._paths).index(each.set))
             self._emit(Event(kind="progress", text="flushing to the disk"))
+            for staging in stagings:
+                check_no_mixture(staging.path, staging.destination)
             notes = tuple(_notes(written))
             for staging in stagings:
                 for beside in staging.publish():
