@@ -20,7 +20,7 @@ from onetrainer_ema_select.errors import ExportError
 from onetrainer_ema_select.integrity import read_safetensors_header
 from onetrainer_ema_select.store import flush
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 _THREADS = 2
 
 
