@@ -7,7 +7,9 @@ import pytest
 
 from onetrainer_ema_select import errors
 from onetrainer_ema_select.errors import (
+    BackupError,
     EmaSelectError,
+    ExportError,
     HostMismatchError,
     HostNotFoundError,
     ManifestError,
@@ -19,7 +21,17 @@ from onetrainer_ema_select.errors import (
     TrackError,
 )
 
-PLAIN = [EmaSelectError, HostNotFoundError, ResumeError, NamesError, TrackError, ManifestError, StoreError]
+PLAIN = [
+    EmaSelectError,
+    HostNotFoundError,
+    ResumeError,
+    NamesError,
+    TrackError,
+    ManifestError,
+    StoreError,
+    BackupError,
+    ExportError,
+]
 PROBLEM = SettingProblem("save_sets", '"BOHT"', "allowed: BOTH", "type --config-value ema_select.save_sets=BOTH")
 OTHER = SettingProblem("", "true", "allowed: a section", "type something")
 
