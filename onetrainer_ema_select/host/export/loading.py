@@ -177,10 +177,11 @@ def _structures(backup: Path, *, active: bool) -> Iterator[None]:
     def make(loader: Any, *args: Any, **kwargs: Any) -> Any:
         part = kwargs.get("sub_module")
         source = kwargs.get("pretrained_model_name_or_path")
-        if not isinstance(part, nn.Module) or source is None or Path(source) == backup:
+        if not isinstance(part, nn.Module) or source is None or Path(source).is_relative_to(backup):
             return original(loader, *args, **kwargs)
         part = part.to_empty(device="cpu")
-        part.register_state_dict_post_hook(refuse)
+        for module in part.modules():
+            module.register_state_dict_post_hook(refuse)
         return part
 
     def refuse(module: nn.Module, *_: Any) -> None:
@@ -193,14 +194,20 @@ def _structures(backup: Path, *, active: bool) -> Iterator[None]:
         setattr(owner, place, original)
 
 
-def base_model_problem(config: RunConfig) -> str:
-    """What is wrong with the places that the base model is looked for in; empty where nothing is, or who knows."""
+def places_outside(config: RunConfig) -> dict[str, str]:
+    """Where OneTrainer looks for what is not in the backup, by the key in its configuration."""
     working = config.working
-    wanted: dict[str, str] = {} if config.is_fine_tune else {"base_model_name": working.base_model_name}
+    places: dict[str, str] = {} if config.is_fine_tune else {"base_model_name": working.base_model_name}
     for part in working.model_type.model_parts():
         name = getattr(getattr(working, part, None), "model_name", None)
         if name:
-            wanted[f"{part}.model_name"] = str(name)
+            places[f"{part}.model_name"] = str(name)
+    return places
+
+
+def base_model_problem(config: RunConfig) -> str:
+    """What is wrong with the places that the base model is looked for in; empty where nothing is, or who knows."""
+    wanted = places_outside(config)
     missing = [(key, name) for key, name in wanted.items() if _looks_local(name) and not Path(name).exists()]
     if not missing:
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from onetrainer_ema_select.host.export.configuration import (
     choose_format,
     read_run_config,
 )
-from onetrainer_ema_select.host.export.loading import UnreadWeightsError, base_model_problem, text_of
+from onetrainer_ema_select.host.export.loading import UnreadWeightsError, base_model_problem, places_outside, text_of
 from onetrainer_ema_select.host.export.messages import Event, ExportedSet, ExportOrder, ExportResult
 from onetrainer_ema_select.host.export.outputs import (
     check_no_mixture,
@@ -87,8 +88,15 @@ def _connect(config: RunConfig) -> None:
     token = ""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         token = str(json.loads(Path("secrets.json").read_text(encoding="utf-8")).get("huggingface_token") or "")
+    if token:
+        # As a login would, but without asking the hub, and without writing it down.
+        os.environ.setdefault("HF_TOKEN", token)
     working = config.working
-    huggingface_util.configure_hub(token, offline_mode=working.offline_mode, cache_dir=working.huggingface_cache_dir)
+    # What lies on the disk is read without asking the hub either, which may not be reached from here.
+    local = all(Path(place).is_dir() for place in places_outside(config).values())
+    huggingface_util.configure_hub(
+        "", offline_mode=working.offline_mode or local, cache_dir=working.huggingface_cache_dir
+    )
 
 
 class Exporter:
