@@ -104,7 +104,10 @@ def progress_bar() -> Iterator[Progress]:
     bar: tqdm[Any]
     # None: off where nobody watches, as in a log file
     with tqdm(total=0, unit="B", unit_scale=True, delay=2, file=sys.stderr, leave=False, disable=None) as bar:
-        yield progress_into(bar)
+        try:
+            yield progress_into(bar)
+        finally:
+            bar.clear()  # closing clears only what `update` has shown
 
 
 def progress_into(bar: tqdm[Any]) -> Progress:

@@ -272,7 +272,7 @@ class Exporter:
 
         def watch() -> None:
             while not done.wait(_TICK):
-                self._emit(Event(kind="progress", text=text, done=size_of(staging.folder), total=self._each))
+                self._emit(Event(kind="progress", text=text, done=_on_disk(staging.folder), total=self._each))
 
         self._emit(Event(kind="progress", text=text, total=self._each))
         thread = threading.Thread(target=watch, daemon=True)
@@ -331,6 +331,16 @@ class Exporter:
                 ),
             )
         )
+
+
+def _on_disk(folder: Path) -> int:
+    """Bytes that have been written; a file may have its full size from the beginning."""
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            state = file.stat()
+            total += min(state.st_size, getattr(state, "st_blocks", state.st_size) * 512)
+    return total
 
 
 def _notes(written: list[ExportedSet]) -> Iterator[str]:
