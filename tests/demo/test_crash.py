@@ -167,10 +167,12 @@ def cut_inside_a_step(workspace: Path, reference: Reference) -> bool:
     It then backs up, as this step, weights that have gone on already. Their average must be one of a step all the
     same: of this one, or of the next.
     """
-    newest = scan_workspace(workspace).backups[:1] if workspace.is_dir() else ()
-    if not newest:
+    backups = scan_workspace(workspace).backups if workspace.is_dir() else ()
+    if not backups:
         return False
-    step, found = newest[0].step or 0, tensors_of_backup(newest[0].path)
+    # Not by the names: of the same second, that of step 8 is the greater one than that of step 10.
+    newest = max(backups, key=lambda backup: backup.step or 0)
+    step, found = newest.step or 0, tensors_of_backup(newest.path)
     if equal(found, reference.backups[step]):
         return False
 

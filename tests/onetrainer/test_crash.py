@@ -62,7 +62,7 @@ def cut_inside_a_step(workspace: Path, undisturbed: WorkspaceView) -> bool:
     """
     view = scan_workspace(workspace)
     backups = {backup.step or 0: backup.path for backup in undisturbed.backups}
-    newest = view.backups[0] if view.backups else None
+    newest = max(view.backups, key=lambda backup: backup.step or 0, default=None)
     if newest is None or difference(lora(newest.path), lora(backups[newest.step or 0])) == 0.0:
         return False
     step = newest.step or 0
