@@ -502,3 +502,14 @@ def test_a_folder_of_another_division_is_not_mixed_with(
     [third] = carry_out([order])
     assert third["error"] is None
     assert same(place, made["folder"].saved())
+
+
+def test_a_lora_with_names_of_another_time_is_not_converted_blindly(
+    made: dict[str, Run], carry_out: CarryOut, tmp_path: Path
+) -> None:
+    backup = shutil.copytree(made["lora, plugin"].backup, tmp_path / "backup" / made["lora, plugin"].backup.name)
+    file = backup / "lora" / "lora.safetensors"
+    save_file({f"lora_{key.replace('.', '_', 1)}": value for key, value in load_file(file).items()}, file)
+    [done] = carry_out([{"backup": backup, "output": tmp_path / "m.safetensors", "sets": "non-ema"}])
+    assert "could not set the model up as in the run" in done["error"]
+    assert not (tmp_path / "m.safetensors").exists()

@@ -134,7 +134,7 @@ class Exporter:
         self._free = check_space(self._paths, each=self._each)
         #: What OneTrainer's saver raised last.
         self._refused: Exception | None = None
-        self._adapter = is_adapter(opened, self._sets, method=original.training_method)
+        self._adapter = is_adapter(config, opened, self._sets)
         if not self._adapter and (problem := base_model_problem(config)):
             raise ExportError(problem)
 

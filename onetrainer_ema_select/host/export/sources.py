@@ -15,6 +15,7 @@ from onetrainer_ema_select.backups import Backup, open_backup
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.host.export.configuration import RunConfig
 from onetrainer_ema_select.host.export.loading import Loaded, load_model, read_files
+from onetrainer_ema_select.integrity import read_safetensors_header
 from onetrainer_ema_select.resume import some
 from onetrainer_ema_select.state_dict_view import StateDictView
 from onetrainer_ema_select.tensor_set import Place, TensorSet
@@ -167,12 +168,17 @@ def open_model(
     return ModelSource(loaded, average, how=how)
 
 
-def is_adapter(opened: Backup, sets: Sequence[WeightSet], *, method: Any) -> bool:
+def is_adapter(config: RunConfig, opened: Backup, sets: Sequence[WeightSet]) -> bool:
     """Whether a backup's own file holds all that is to be written, and every average has its place in it."""
     embeddings = list((opened.path / "embeddings").glob("*.safetensors"))
+    method = config.original.training_method
     if method == TrainingMethod.LORA:
         files = [opened.path / "lora" / "lora.safetensors"]
         if embeddings or not files[0].is_file():
+            return False
+        # An older OneTrainer called them otherwise, and its converter would pass such names on.
+        parts = {name.partition(".")[0] for name in read_safetensors_header(files[0]) if name != "__metadata__"}
+        if not parts <= set(config.original.model_type.model_parts()):
             return False
     elif method == TrainingMethod.EMBEDDING and len(embeddings) == 1:
         files = embeddings
