@@ -15,6 +15,7 @@ from onetrainer_ema_select.cli.export import print_result
 from onetrainer_ema_select.host.export import ExportedSet, ExportResult
 from onetrainer_ema_select.host.export import launch as launch_module
 
+from ..backup_files import park
 from ..conftest import MakeBackup
 from .conftest import Command
 from .test_json import documented
@@ -107,6 +108,18 @@ def test_what_is_no_backup_is_refused_at_once(
     for part in parts:
         assert part in result.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_parked_ema(command: Command, onetrainer: Path, make_backup: MakeBackup, tmp_path: Path) -> None:
+    backup = make_backup(tmp_path / "workspace", NAME)
+    parked = park(tmp_path / "workspace" / "ema_select" / "parked" / f"{NAME}-ema", {"unet.a": torch.ones(2)})
+    arguments = ("export", parked, "--output", tmp_path / "m.safetensors", "--onetrainer", onetrainer)
+    result = command(*arguments)
+    assert result.code == 1
+    assert "is a parked EMA: averages without the rest of a model." in result.err
+    assert f"The backup that it was taken from is there: export that one, {backup}" in result.err
+    shutil.rmtree(backup)
+    assert f"taken from, {NAME}, if you still have it; or take it up in a run" in command(*arguments).err
 
 
 def test_no_onetrainer(command: Command, make_backup: MakeBackup, tmp_path: Path) -> None:

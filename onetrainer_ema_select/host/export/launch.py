@@ -19,7 +19,8 @@ from onetrainer_ema_select.errors import EmaSelectError, ExportError
 from onetrainer_ema_select.host.export import worker
 from onetrainer_ema_select.host.export.messages import Event, ExportOrder, ExportResult, Progress
 from onetrainer_ema_select.host.locate import find_onetrainer, host_python
-from onetrainer_ema_select.recognise import refuse_incomplete, refuse_other
+from onetrainer_ema_select.recognise import is_parked, refuse_incomplete, refuse_other
+from onetrainer_ema_select.workspace import BACKUP_FOLDER, MILESTONE_FOLDER
 
 # For glibc: what is freed goes back to the system at once, also where it was less than a few MiB.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
@@ -71,6 +72,7 @@ def export(
     """
     folder_of_backup = Path(backup).absolute()
     refuse_other(folder_of_backup)
+    _refuse_parked(folder_of_backup)
     refuse_incomplete(folder_of_backup)
     folder = find_onetrainer(Path(onetrainer) if onetrainer is not None else None)
     order = ExportOrder(
@@ -92,6 +94,26 @@ def export(
     if event.result is None:
         raise ExportError("OneTrainer's process gave no result. Please report this.")
     return event.result
+
+
+def _refuse_parked(folder: Path) -> None:
+    """Say of a parked average where the model is that belongs to it.
+
+    Raises:
+        ExportError: It is one.
+    """
+    if not is_parked(folder):
+        return
+    workspace, name = folder.parents[2], folder.name.removesuffix("-ema")
+    places = [workspace / BACKUP_FOLDER / name, workspace / MILESTONE_FOLDER / name]
+    backup = next((place for place in places if place.is_dir()), None)
+    there = (
+        f"The backup that it was taken from is there: export that one, {backup}"
+        if backup is not None
+        else f"Export the backup that it was taken from, {name}, if you still have it; or take it up in a run: "
+        "--config-value ema=CPU."
+    )
+    raise ExportError(f"{folder} is a parked EMA: averages without the rest of a model. {there}", path=folder)
 
 
 def trained_names(
