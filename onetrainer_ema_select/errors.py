@@ -148,3 +148,7 @@ class BackupError(EmaSelectError):
 
 class ExportError(EmaSelectError):
     """A model could not be made out of a backup."""
+
+
+class UsageError(ExportError):
+    """What was asked for is not among what there is: a mistake in the command."""

@@ -19,6 +19,7 @@ from onetrainer_ema_select.errors import (
     SettingsError,
     StoreError,
     TrackError,
+    UsageError,
 )
 
 PLAIN = [
@@ -31,6 +32,7 @@ PLAIN = [
     StoreError,
     BackupError,
     ExportError,
+    UsageError,
 ]
 PROBLEM = SettingProblem("save_sets", '"BOHT"', "allowed: BOTH", "type --config-value ema_select.save_sets=BOTH")
 OTHER = SettingProblem("", "true", "allowed: a section", "type something")

@@ -13,6 +13,7 @@ import typer
 from tqdm import tqdm
 
 from onetrainer_ema_select.cli.common import JsonOption, OneTrainerOption, echo_json, size_text
+from onetrainer_ema_select.errors import UsageError
 from onetrainer_ema_select.host.export import ExportResult, Progress
 from onetrainer_ema_select.host.export import export as export_backup
 from onetrainer_ema_select.naming import set_suffix
@@ -77,7 +78,7 @@ def export(
     Works for backups made with and without the plugin: fine-tunes, LoRAs, embeddings. Every written tensor is read
     back and compared; the files appear when they are whole, or not at all.
     """
-    with progress_bar() as progress:
+    with progress_bar() as progress, usage_errors():
         result = export_backup(
             backup,
             output,
@@ -96,6 +97,15 @@ def export(
         echo_json({"schema": 1, **result.model_dump(mode="json")})
     else:
         print_result(result)
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """A mistake in the command ends it with exit code 2, like one that the command line finds itself."""
+    try:
+        yield
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @contextmanager

@@ -207,6 +207,21 @@ def test_what_is_printed(tmp_path: Path) -> None:
     ]
 
 
+def test_what_onetrainer_does_not_have_is_wrong_usage_too(
+    command: Command, onetrainer: Path, make_backup: MakeBackup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = launch_module.Event(kind="error", text="--format X is none. Choose one of: Y.", error="UsageError")
+
+    def refuse(*_: object) -> None:
+        raise launch_module._as_error(event, tmp_path / "log")
+
+    monkeypatch.setattr(launch_module, "_last_event", refuse)
+    arguments = ("-o", tmp_path / "m", "--set", "non-ema", "--onetrainer", onetrainer, "--format", "X")
+    result = command("export", make_backup(tmp_path / "w", NAME), *arguments)
+    assert result.code == 2
+    assert "--format X is none. Choose one of: Y." in result.err
+
+
 def test_every_key_of_the_json_is_documented() -> None:
     own = set(ExportResult.model_fields) | {"schema"}
     assert set(documented("export")) == own | {f"sets[].{key}" for key in ExportedSet.model_fields}

@@ -383,6 +383,10 @@ WRONG: dict[str, tuple[str, Break | None, dict[str, Any], tuple[str, ...]]] = {
         "fine-tune", lambda b: edit_config(b, text_encoder={"train": False}), {},
         ("OneTrainer would train", "--config FILE"),
     ),
+    "averages that would not be trained": (
+        "fine-tune, plugin", None, {"config_values": ["text_encoder.train=false"]},
+        ("weights that OneTrainer would not train with this configuration", "--set non-ema"),
+    ),
     "a weight is missing": ("fine-tune", lost_key, {}, ("OneTrainer could not load", "Try an older backup")),
     "the base model has moved": (
         "lora", None, {"base_model": "/nowhere/base.safetensors"},
@@ -454,7 +458,9 @@ def refused(
 def test_each_error_says_what_to_do_and_leaves_nothing(refused: dict[str, tuple[str, list[str]]], case: str) -> None:
     error, left = refused[case]
     kind, _, message = error.partition(": ")
-    assert kind in ("ExportError", "BackupError")
+    usage = {"no such format", "a format of another method", "no such dtype", "a key that is none"}
+    usage |= {"a key without a value", "a value that is none"}
+    assert kind == ("UsageError" if case in usage else "ExportError")
     assert "\n" not in message
     assert message.rstrip()[-1] in ".)" or message.endswith("PATH")
     for part in WRONG[case][3]:

@@ -18,7 +18,7 @@ from modules.util.enum.DataType import DataType
 from modules.util.enum.EMAMode import EMAMode
 from modules.util.enum.ModelFormat import ModelFormat
 
-from onetrainer_ema_select.errors import SECTION, ExportError
+from onetrainer_ema_select.errors import SECTION, ExportError, UsageError
 from onetrainer_ema_select.host.config_section import with_section
 from onetrainer_ema_select.host.export.messages import ExportOrder
 from onetrainer_ema_select.manifest import CONFIG_NAME, FOLDER
@@ -74,7 +74,9 @@ def read_run_config(order: ExportOrder) -> RunConfig:
     working.multi_gpu = False
     working.optimizer.optimizer = None
     working.optimizer.MuonWithAuxAdam = False
-    if is_fine_tune(original):
+    if not is_fine_tune(original):
+        _without_quantization(working)
+    else:
         for part in _PARTS_IN_BACKUP:
             section = getattr(working, part, None)
             if section is not None:
@@ -127,6 +129,15 @@ def _parse(data: dict[str, Any]) -> tuple[Any, list[str]]:
     return config, complaints
 
 
+def _without_quantization(working: Any) -> None:
+    """Have a base model loaded as it is: what it is quantized with may not run here, and is in no adapter's file."""
+    for part in working.model_type.model_parts():
+        section: Any = getattr(working, part, None)
+        dtype = getattr(section, "weight_dtype", None)
+        if getattr(dtype, "is_quantized", lambda: False)():
+            section.weight_dtype = working.train_dtype
+
+
 def _read_definitions(original: Any, backup: Path) -> tuple[str, ...]:
     """Take concepts and samples, where the headers are to hold them, from the copies that lie in the backup.
 
@@ -166,7 +177,7 @@ def _override(config: Any, text: str) -> None:
         target = getattr(target, parent, None)
     types = getattr(target, "types", {})
     if not separator or leaf not in types:
-        raise ExportError(
+        raise UsageError(
             f"--config-value {text}: there is no such key in OneTrainer's configuration. Write it as in the config "
             "file with dots, for instance decoder.model_name=/models/decoder.",
             key=key,
@@ -176,7 +187,7 @@ def _override(config: Any, text: str) -> None:
         typed = value.lower() in ("true", "1", "yes") if types[leaf] is bool else value
         target.from_dict({leaf: typed}, migrate=False)
     if printed.getvalue():
-        raise ExportError(
+        raise UsageError(
             f"--config-value {text}: OneTrainer cannot set {key} to {value!r}. Give a value as in its config files.",
             key=key,
             found=value,
@@ -187,7 +198,7 @@ def choose_format(config: RunConfig, wanted: str) -> Any:
     """The format to write.
 
     Raises:
-        ExportError: OneTrainer has no such format for this type of model.
+        UsageError: OneTrainer has no such format for this type of model.
     """
     original = config.original
     supported = list(original.model_type.supported_output_formats(original.training_method))
@@ -204,7 +215,7 @@ def choose_format(config: RunConfig, wanted: str) -> Any:
         )
     chosen = ModelFormat.__members__.get(wanted.upper().replace("-", "_"))
     if chosen not in supported:
-        raise ExportError(
+        raise UsageError(
             f"--format {wanted} is none that OneTrainer writes for {original.model_type} "
             f"{original.training_method}. Choose one of: {names}.",
             key="format",
@@ -222,14 +233,14 @@ def choose_dtype(config: RunConfig, wanted: str) -> Any:
     """The dtype to write; its ``torch_dtype()`` is None for the weights' own.
 
     Raises:
-        ExportError: There is no such dtype, or it is none for files.
+        UsageError: There is no such dtype, or it is none for files.
     """
     if not wanted:
         return config.original.output_dtype
     allowed = ("FLOAT_32", "FLOAT_16", "BFLOAT_16", "NONE")
     name = _DTYPES.get(wanted.lower(), wanted.upper())
     if name not in allowed:
-        raise ExportError(
+        raise UsageError(
             f"--dtype {wanted} is none for a file. Choose one of: {', '.join(allowed)} (NONE: the weights' own).",
             key="dtype",
             expected=", ".join(allowed),

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -70,7 +69,7 @@ def export(
     Raises:
         EmaSelectError: It could not be done; the message says why and what to do. Nothing is left then.
     """
-    folder_of_backup = Path(backup).absolute()
+    folder_of_backup = Path(backup).expanduser().absolute()
     refuse_other(folder_of_backup)
     _refuse_parked(folder_of_backup)
     refuse_incomplete(folder_of_backup)
@@ -79,7 +78,7 @@ def export(
         action="plan" if dry_run else "export",
         onetrainer=folder,
         backup=folder_of_backup,
-        config=Path(config).absolute() if config is not None else None,
+        config=Path(config).expanduser().absolute() if config is not None else None,
         sets=str(sets),
         output=Path(output).expanduser().absolute(),
         format=format,
@@ -196,7 +195,8 @@ def _listen(
 def _as_error(event: Event, log: Path) -> EmaSelectError:
     kind = getattr(errors, event.error, None) if event.error else None
     if isinstance(kind, type) and issubclass(kind, EmaSelectError):
-        return ExportError(event.text)
+        text = f"{event.text} What OneTrainer printed is in {_kept(log)}." if event.from_host else event.text
+        return ExportError(text) if kind in (errors.SettingsError, errors.HostMismatchError) else kind(text)
     return ExportError(
         f"OneTrainer's process failed: {event.text}. What it printed is in {_kept(log)}. If that does not say "
         "what to do, please report it with that file."
@@ -229,6 +229,5 @@ def _private_folder() -> Iterator[Path]:
 
 
 def python_of(onetrainer: Path) -> Path:
-    """The Python that can run OneTrainer: this one where it has what that needs, else the one in its folder."""
-    own = host_python(onetrainer)
-    return Path(sys.executable) if own is None or find_spec("diffusers") is not None else own
+    """The Python that can run OneTrainer: the one in its folder, else this one."""
+    return host_python(onetrainer) or Path(sys.executable)

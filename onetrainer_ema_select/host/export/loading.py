@@ -121,6 +121,14 @@ def read_files(config: RunConfig, backup: Path, *, with_base: bool, structure_on
             model = loader.load(working.model_type, names, working.weight_dtypes(), quantization)
     except Exception as error:
         raise ExportError(_could_not_load(config, backup, names, error), path=backup) from error
+    lost = [uuid for uuid, tensors in (model.embedding_state_dicts or {}).items() if tensors is None]
+    if lost:
+        raise ExportError(
+            f"{backup} holds no file for the embedding {lost[0]} that its configuration names. The backup is not "
+            "whole, or the configuration is of another run: give the right one with --config FILE.",
+            path=backup,
+            key=lost[0],
+        )
     if not hasattr(model, "train_progress"):
         model.train_progress = TrainProgress()
     model.train_config = config.original
@@ -180,6 +188,12 @@ def _structures(backup: Path, *, active: bool) -> Iterator[None]:
         if not isinstance(part, nn.Module) or source is None or Path(source).is_relative_to(backup):
             return original(loader, *args, **kwargs)
         part = part.to_empty(device="cpu")
+        # As the weights would be: vectors of embeddings take their dtype from them.
+        wanted = kwargs.get("dtype")
+        quantized = getattr(wanted, "is_quantized", lambda: False)()
+        dtype = (kwargs.get("train_dtype") if quantized else wanted) or None
+        if dtype is not None and dtype.torch_dtype() is not None:
+            part = part.to(dtype.torch_dtype())
         for module in part.modules():
             module.register_state_dict_post_hook(refuse)
         return part

@@ -118,6 +118,7 @@ class Event(_Message):
         result: Of ``result``.
         names: Of ``names``.
         error: Of ``error``: the name of its class in :mod:`errors`; empty for one that nobody expected.
+        from_host: Of ``error``: whether OneTrainer raised it, and has printed more.
     """
 
     kind: Literal["progress", "staging", "result", "names", "error"]
@@ -127,3 +128,4 @@ class Event(_Message):
     result: ExportResult | None = None
     names: tuple[str, ...] = ()
     error: str = ""
+    from_host: bool = False

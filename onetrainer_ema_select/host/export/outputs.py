@@ -12,6 +12,7 @@ from onetrainer_ema_select.errors import ExportError
 from onetrainer_ema_select.integrity import read_safetensors_header
 from onetrainer_ema_select.naming import companions, paired_name, set_suffix, split
 from onetrainer_ema_select.store import TENSOR_SUFFIXES
+from onetrainer_ema_select.workspace import BACKUP_FOLDER
 
 # Headers, configs and tokenizers beside the tensors.
 _BESIDE_TENSORS = 8_000_000
@@ -32,12 +33,6 @@ def output_paths(output: Path, *, sets: Sequence[WeightSet], backup: Path, endin
         ExportError: The place is not for models.
     """
     _, given, _ = split(output.name)
-    if output.resolve().is_relative_to(backup.resolve()) or output.resolve().parent == backup.resolve().parent:
-        raise ExportError(
-            f"{output} lies among the backups, where OneTrainer takes every folder for a backup. Choose a place "
-            "elsewhere, for instance in OneTrainer's folder `models`.",
-            path=output,
-        )
     if ending and output.is_dir() and not given:
         name = f"{backup.name}{ending}"
         paths = {each: output / paired_name(name, set_suffix(each)) for each in sets}
@@ -47,6 +42,16 @@ def output_paths(output: Path, *, sets: Sequence[WeightSet], backup: Path, endin
         first, *others = sets
         paths = {first: output}
         paths.update({each: output.with_name(paired_name(output.name, set_suffix(each))) for each in others})
+    folder = backup.resolve()
+    # A backup that was copied elsewhere may have its model beside it.
+    forbidden = folder.parent if folder.parent.name == BACKUP_FOLDER else folder
+    for path in paths.values():
+        if path.resolve().is_relative_to(forbidden):
+            raise ExportError(
+                f"{path} lies among the backups, where OneTrainer takes every folder for a backup. Choose a place "
+                "elsewhere, for instance in OneTrainer's folder `models`.",
+                path=path,
+            )
     return paths
 
 

@@ -16,7 +16,7 @@ from modules.util import create, huggingface_util
 from onetrainer_ema_select import __version__
 from onetrainer_ema_select.backups import Backup
 from onetrainer_ema_select.choices import WeightSet
-from onetrainer_ema_select.errors import ExportError
+from onetrainer_ema_select.errors import EmaSelectError, ExportError
 from onetrainer_ema_select.host.export.configuration import (
     RunConfig,
     choose_dtype,
@@ -35,6 +35,7 @@ from onetrainer_ema_select.host.export.outputs import (
 from onetrainer_ema_select.host.export.readback import ReadBack
 from onetrainer_ema_select.host.export.selection import chosen_sets
 from onetrainer_ema_select.host.export.sources import (
+    AdapterSource,
     Source,
     is_adapter,
     open_adapter,
@@ -94,9 +95,9 @@ def _connect(config: RunConfig) -> None:
     working = config.working
     # What lies on the disk is read without asking the hub either, which may not be reached from here.
     local = all(Path(place).is_dir() for place in places_outside(config).values())
-    huggingface_util.configure_hub(
-        "", offline_mode=working.offline_mode or local, cache_dir=working.huggingface_cache_dir
-    )
+    # A folder of the machine that the run was on may not be there.
+    cache = working.huggingface_cache_dir if Path(working.huggingface_cache_dir).is_dir() else ""
+    huggingface_util.configure_hub("", offline_mode=working.offline_mode or local, cache_dir=cache)
 
 
 class Exporter:
@@ -147,19 +148,28 @@ class Exporter:
             return
         self._emit(Event(kind="progress", text="loading the model"))
         for attempt in self._attempts():
-            source = attempt()
+            try:
+                source = attempt()
+            except ExportError as error:
+                if not self._adapter or self._refused is not None:
+                    raise
+                self._refused = error
+                continue
             try:
                 written, notes = self._write_all(source)
                 break
-            except ExportError:
+            except EmaSelectError:
                 raise
             except OSError as error:
                 raise self._not_writable(error) from error
             except Exception as error:  # noqa: BLE001 - what a saver of OneTrainer raises may be anything
-                self._refused = error
+                # Its frames would keep this model in memory while the next one is loaded.
+                self._refused = error.with_traceback(None)
+                self._refused.__context__ = None
                 del source
         else:
             raise self._not_writable(self._refused or RuntimeError("there is no way to write it")) from self._refused
+        self._adapter = self._adapter and isinstance(source, AdapterSource)
         self._report(written, how=source.how, notes=notes)
 
     def _attempts(self) -> Iterator[Callable[[], Source]]:
@@ -250,6 +260,14 @@ class Exporter:
             staging.writing() as place,
         ):
             saver.save(model, self._config.original.model_type, self._format, str(place), dtype)
+        checked = {file.path.relative_to(staging.folder) for file in self._readback.files}
+        written = {file.relative_to(staging.folder) for file in staging.folder.rglob("*.safetensors") if file.is_file()}
+        if unchecked := written - checked:
+            raise ExportError(
+                f"{min(unchecked)} was written in a way that could not be checked. Please report this with the model "
+                "type and format.",
+                path=path,
+            )
         mark_files(staging.path, marks)
         if not staging.path.exists():
             raise ExportError(f"OneTrainer's saver has written nothing for {path}. Please report this.", path=path)

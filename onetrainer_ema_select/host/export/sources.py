@@ -125,7 +125,8 @@ class AdapterSource:
         self.asked = set(self.names)
         try:
             if weight_set is WeightSet.EMA:
-                for name, place in self._places.items():
+                for name in self._average:
+                    place = self._places[name]
                     found = original[place.key]
                     # Of a float32 average of a 16-bit adapter all is kept where the file has room for it.
                     self._tensors[place.key] = self._average[name].to(dtype or found.dtype)
@@ -204,8 +205,7 @@ def open_adapter(config: RunConfig, opened: Backup, sets: Sequence[WeightSet]) -
         [(uuid, tensors)] = model.embedding_state_dicts.items()
         model.embedding = _FileEmbedding(uuid)
     average = opened.sets[WeightSet.EMA] if WeightSet.EMA in sets else {}
-    places = {name: opened.places[name] for name in average}
-    return AdapterSource(model, tensors, places=places, average=average)
+    return AdapterSource(model, tensors, places=opened.places, average=average)
 
 
 def average_problem(opened: Backup, names: Sequence[str], parameters: Sequence[Tensor]) -> str:
@@ -228,6 +228,11 @@ def average_problem(opened: Backup, names: Sequence[str], parameters: Sequence[T
             return (
                 f"{len(unknown)} of {len(names)} weights that OneTrainer would train have no EMA in {opened.path}: "
                 f"{some(unknown)}. {advice}"
+            )
+        if left := set(average) - set(names):
+            return (
+                f"The EMA in {opened.path} holds {len(left)} weights that OneTrainer would not train with this "
+                f"configuration, and that would stay as they are: {some(sorted(left))}. {advice}"
             )
         pairs = [(name, average.shape(name)) for name in names]
     else:

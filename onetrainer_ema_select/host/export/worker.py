@@ -56,7 +56,7 @@ def main() -> int:
         perform(order, opened, readback=readback, emit=emit)
     except EmaSelectError as error:
         traceback.print_exc()
-        emit(Event(kind="error", text=str(error), error=type(error).__name__))
+        emit(Event(kind="error", text=str(error), error=type(error).__name__, from_host=bool(error.__cause__)))
         return 1
     except BaseException as error:  # noqa: BLE001 - the caller shows it
         traceback.print_exc()
