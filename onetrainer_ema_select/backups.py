@@ -20,6 +20,8 @@ from onetrainer_ema_select.tensor_files import read_averages, read_folder, read_
 from onetrainer_ema_select.tensor_set import MappedTensor, Place, StoredTensor, TensorSet
 
 HOST_CONFIG = Path("onetrainer_config", "args.json")
+#: Where a backup keeps the configuration that it was made with: OneTrainer's own copy, else the plugin's.
+CONFIG_PLACES = (HOST_CONFIG, Path(FOLDER, CONFIG_NAME))
 POSITION = "position"
 # What lies in a backup beside the folders of a fine-tuned model.
 _NOT_COMPONENTS = frozenset({"optimizer", "ema", "lora", "embeddings", "embedding", "onetrainer_config", FOLDER})
@@ -136,7 +138,7 @@ def open_backup(path: str | os.PathLike[str], *, names: Sequence[str] | None = N
 
 def read_config(folder: Path) -> dict[str, Any] | None:
     """The configuration that a backup was made with: OneTrainer's own copy, else the plugin's."""
-    for path in (folder / HOST_CONFIG, folder / FOLDER / CONFIG_NAME):
+    for path in (folder / place for place in CONFIG_PLACES):
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from modules.util.modelSpec.ModelSpec import ModelSpec
 
-from onetrainer_ema_select import store
+from onetrainer_ema_select import __version__, store
+from onetrainer_ema_select.choices import WeightSet
+from onetrainer_ema_select.manifest import EmaRecord
+from onetrainer_ema_select.tracks import WeightTracks
 
 FOLDER_FILE = "ema_select.json"
 
@@ -63,6 +66,46 @@ class Marked:
     def restore(self) -> None:
         """Put the model's own back. May be called again after an interrupt cut it short."""
         self._model.model_spec = self._original
+
+
+def moment_marks(
+    progress: Any, sets: Iterable[WeightSet], *, run: str = "", leg: str = "", milestones: Sequence[str] = ()
+) -> dict[str, str]:
+    """What is said of every model of a moment. ``ema_select.set`` names all of its sets; one alone replaces it.
+
+    Args:
+        progress: OneTrainer's count of steps and epochs.
+        sets: The sets that are written of this moment.
+        run: Identifies the run; empty where it is not known.
+        leg: Of the run; empty for the first.
+        milestones: That the model is saved for.
+    """
+    named = ", ".join(map(str, sets))
+    marks = {
+        "ema_select.set": named,
+        "ema_select.sets": named,
+        "ema_select.step": str(progress.global_step),
+        "ema_select.epoch": str(progress.epoch),
+        "ema_select.epoch_step": str(progress.epoch_step),
+        "ema_select.version": __version__,
+    }
+    optional = {"run": run, "leg": leg, "milestone": ", ".join(milestones)}
+    return marks | {f"ema_select.{key}": value for key, value in optional.items() if value}
+
+
+def average_marks(average: WeightTracks | EmaRecord, precision: str) -> dict[str, str]:
+    """What is said of an average: how it was made."""
+    return {
+        "ema_select.decay": str(average.decay),
+        "ema_select.updates": str(average.updates),
+        "ema_select.update_step_interval": str(average.update_step_interval),
+        "ema_select.precision": precision,
+    }
+
+
+def title_of(path: Path, sets: str, progress: Any) -> str:
+    """A title that tells a model from others of the same run."""
+    return f"{path.stem} ({sets}, epoch {progress.epoch}, step {progress.global_step})"
 
 
 def mark_files(path: Path, marks: dict[str, str]) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from onetrainer_ema_select import __version__, store
+from onetrainer_ema_select import store
 from onetrainer_ema_select.host.backup import write_backup
 from onetrainer_ema_select.host.equal_parts import correct_parts
 from onetrainer_ema_select.host.ledger import SaveRecord
-from onetrainer_ema_select.host.metadata import Marked, mark_files
+from onetrainer_ema_select.host.metadata import Marked, average_marks, mark_files, moment_marks, title_of
 from onetrainer_ema_select.host.pinned import pin
 from onetrainer_ema_select.host.request import SaveRequest
 from onetrainer_ema_select.host.session import Session, session_of
@@ -222,14 +222,13 @@ class SetWriter:
         """Write one set in private; ``twin`` is the place of the first set where this is the second."""
         session = self._session
         marks = self._marks(weight_set)
-        progress = self._progress
-        moment = f"epoch {progress.epoch}, step {progress.global_step}"
-        title = f"{path.stem} ({weight_set}, {moment})"
+        title = title_of(path, str(weight_set), self._progress)
         staging = store.Staging(path, workspace=session.workspace)
         try:
             with contextlib.ExitStack() as stack:
                 # Noted in the session first: an interrupt in their undoing is made good by settle().
-                common = self._common_marks(), f"{(twin or path).stem} ({' and '.join(map(str, self._sets))}, {moment})"
+                both = " and ".join(map(str, self._sets))
+                common = self._common_marks(), title_of(twin or path, both, self._progress)
 
                 def equal(tensor_hash: str | None) -> tuple[dict[str, str], str] | None:
                     same = session.equal_parts.is_equal(tensor_hash, second=twin is not None)
@@ -309,32 +308,16 @@ class SetWriter:
 
     def _common_marks(self) -> dict[str, str]:
         """What is said of a part that is the same in all sets of this moment."""
-        session, progress = self._session, self._progress
-        sets = ", ".join(map(str, self._sets))
-        marks = {
-            "ema_select.set": sets,
-            "ema_select.sets": sets,
-            "ema_select.run": session.run,
-            "ema_select.step": str(progress.global_step),
-            "ema_select.epoch": str(progress.epoch),
-            "ema_select.epoch_step": str(progress.epoch_step),
-            "ema_select.version": __version__,
-        }
-        if session.plan.leg.id:
-            marks["ema_select.leg"] = session.plan.leg.id
-        if self._milestones:
-            marks["ema_select.milestone"] = ", ".join(self._milestones)
-        return marks
+        session = self._session
+        return moment_marks(
+            self._progress, self._sets, run=session.run, leg=session.plan.leg.id, milestones=self._milestones
+        )
 
     def _marks(self, weight_set: WeightSet) -> dict[str, str]:
         session = self._session
         marks = {**self._common_marks(), "ema_select.set": str(weight_set)}
         if weight_set is WeightSet.EMA and session.ema is not None:
-            tracks = session.ema.tracks
-            marks["ema_select.decay"] = str(tracks.decay)
-            marks["ema_select.updates"] = str(tracks.updates)
-            marks["ema_select.update_step_interval"] = str(tracks.update_step_interval)
-            marks["ema_select.precision"] = str(session.settings.ema_dtype)
+            marks |= average_marks(session.ema.tracks, str(session.settings.ema_dtype))
         return marks
 
     def _in_training_destination(self) -> Path:

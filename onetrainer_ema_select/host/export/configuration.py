@@ -18,12 +18,10 @@ from modules.util.enum.DataType import DataType
 from modules.util.enum.EMAMode import EMAMode
 from modules.util.enum.ModelFormat import ModelFormat
 
+from onetrainer_ema_select.backups import CONFIG_PLACES, HOST_CONFIG
 from onetrainer_ema_select.errors import SECTION, ExportError, UsageError
 from onetrainer_ema_select.host.config_section import with_section
 from onetrainer_ema_select.host.export.messages import ExportOrder
-from onetrainer_ema_select.manifest import CONFIG_NAME, FOLDER
-
-HOST_FOLDER = "onetrainer_config"
 
 # Parts that the config may name a file of their own for: of a fine-tune the backup itself holds them, trained.
 _PARTS_IN_BACKUP = ("vae", "transformer", "prior", "text_encoder_4", "unconditional_transformer")
@@ -92,9 +90,7 @@ def _keep_section() -> None:
 
 
 def _read(order: ExportOrder) -> tuple[Path, dict[str, Any]]:
-    places = [order.config] if order.config else [order.backup / HOST_FOLDER / "args.json"]
-    if not order.config:
-        places.append(order.backup / FOLDER / CONFIG_NAME)
+    places = [order.config] if order.config else [order.backup / place for place in CONFIG_PLACES]
     path = next((place for place in places if place.is_file()), None)
     advice = "Give the run's own config, as saved from OneTrainer or in the workspace's folder `config`: --config FILE."
     if path is None:
@@ -158,7 +154,7 @@ def _read_definitions(original: Any, backup: Path) -> tuple[str, ...]:
         if getattr(original, key) is not None:
             continue
         try:
-            entries = json.loads((backup / HOST_FOLDER / f"{key}.json").read_text(encoding="utf-8"))
+            entries = json.loads((backup / HOST_CONFIG).with_name(f"{key}.json").read_text(encoding="utf-8"))
             setattr(original, key, [blank[key]().from_dict(entry) for entry in entries])
         except (OSError, ValueError, TypeError, AttributeError):
             if not Path(file).is_file():

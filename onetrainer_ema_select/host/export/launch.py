@@ -45,7 +45,7 @@ def export(
     """Make a model out of a backup, as OneTrainer would have saved it at that moment.
 
     OneTrainer runs in a process of its own, on the CPU. Every written tensor is read back and compared. The files
-    appear when they are whole; with both sets, both or none.
+    appear when they are whole; with both sets, when both are.
 
     Args:
         backup: A OneTrainer backup, made with the plugin or without.
@@ -129,7 +129,7 @@ def trained_names(
         EmaSelectError: OneTrainer could not load it.
     """
     folder = find_onetrainer(Path(onetrainer) if onetrainer is not None else None)
-    order = ExportOrder(action="names", onetrainer=folder, backup=Path(backup).absolute())
+    order = ExportOrder(action="names", onetrainer=folder, backup=Path(backup).expanduser().absolute())
     return _last_event(order, "names", progress).names
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from modules.util import create, huggingface_util
 
-from onetrainer_ema_select import __version__
 from onetrainer_ema_select.backups import Backup
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.errors import EmaSelectError, ExportError
@@ -42,7 +41,7 @@ from onetrainer_ema_select.host.export.sources import (
     open_model,
     trained_names,
 )
-from onetrainer_ema_select.host.metadata import Marked, mark_files
+from onetrainer_ema_select.host.metadata import Marked, average_marks, mark_files, moment_marks, title_of
 from onetrainer_ema_select.host.seams import EXPORT_SEAMS, check_live, mismatches
 from onetrainer_ema_select.resume import some
 from onetrainer_ema_select.store import Staging, clear_old_leftovers
@@ -216,7 +215,7 @@ class Exporter:
         )
 
     def _write_all(self, source: Source) -> tuple[tuple[ExportedSet, ...], tuple[str, ...]]:
-        """Write every set in private first: both appear, or none does."""
+        """Write every set in private first, so that nothing appears before all are whole."""
         stagings: list[Staging] = []
         written: list[ExportedSet] = []
         try:
@@ -252,9 +251,8 @@ class Exporter:
         self._readback.files.clear()
         saver = create.create_model_saver(self._config.original.model_type, self._config.original.training_method)
         marks = self._marks(weight_set, model.train_progress)
-        moment = f"epoch {model.train_progress.epoch}, step {model.train_progress.global_step}"
         with (
-            Marked(model, marks, title=f"{path.stem} ({weight_set}, {moment})"),
+            Marked(model, marks, title=title_of(path, str(weight_set), model.train_progress)),
             source.showing(weight_set, dtype),
             self._watched(staging, f"writing {path.name}"),
             staging.writing() as place,
@@ -303,26 +301,14 @@ class Exporter:
 
     def _marks(self, weight_set: WeightSet, progress: Any) -> dict[str, str]:
         manifest = self._opened.manifest
-        marks = {
-            "ema_select.set": str(weight_set),
-            "ema_select.sets": ", ".join(map(str, self._paths)),
-            "ema_select.step": str(progress.global_step),
-            "ema_select.epoch": str(progress.epoch),
-            "ema_select.epoch_step": str(progress.epoch_step),
-            "ema_select.version": __version__,
-            "ema_select.exported_from": self._order.backup.name.replace("\n", " "),
-        }
-        if manifest is not None:
-            marks["ema_select.run"] = manifest.run
-            if manifest.leg.id:
-                marks["ema_select.leg"] = manifest.leg.id
-            if manifest.milestones:
-                marks["ema_select.milestone"] = ", ".join(manifest.milestones)
-            if weight_set is WeightSet.EMA and manifest.ema is not None:
-                marks["ema_select.decay"] = str(manifest.ema.decay)
-                marks["ema_select.updates"] = str(manifest.ema.updates)
-                marks["ema_select.update_step_interval"] = str(manifest.ema.update_step_interval)
-                marks["ema_select.precision"] = manifest.ema.dtype
+        run, leg, milestones = (
+            ("", "", ()) if manifest is None else (manifest.run, manifest.leg.id, manifest.milestones)
+        )
+        marks = moment_marks(progress, self._paths, run=run, leg=leg, milestones=milestones)
+        marks["ema_select.set"] = str(weight_set)
+        marks["ema_select.exported_from"] = self._order.backup.name.replace("\n", " ")
+        if weight_set is WeightSet.EMA and manifest is not None and manifest.ema is not None:
+            marks |= average_marks(manifest.ema, manifest.ema.dtype)
         return marks
 
     def _report(self, sets: tuple[ExportedSet, ...], *, how: str, notes: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ in place before they are imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +44,9 @@ class CheckedFile:
 class ReadBack:
     """Stands in for ``safetensors.torch.save_file`` and keeps what it has found."""
 
-    def __init__(self, advance: Callable[[Path], None] = lambda _: None) -> None:
-        """Check nothing yet.
-
-        Args:
-            advance: Told of every file that has been written and read back.
-        """
+    def __init__(self) -> None:
+        """Check nothing yet."""
         self.files: list[CheckedFile] = []
-        self.advance = advance
         self._save = safetensors.torch.save_file
 
     def install(self) -> None:
@@ -60,9 +55,7 @@ class ReadBack:
 
     def _checked(self, tensors: Mapping[str, Tensor], filename: Any, *args: Any, **kwargs: Any) -> None:
         self._save(dict(tensors), filename, *args, **kwargs)
-        path = Path(filename)
-        self.files.append(compare_file(path, tensors))
-        self.advance(path)
+        self.files.append(compare_file(Path(filename), tensors))
 
 
 def compare_file(path: Path, tensors: Mapping[str, Tensor]) -> CheckedFile:
