@@ -94,6 +94,10 @@ class HostNotFoundError(EmaSelectError):
     """No OneTrainer folder was found where it was looked for."""
 
 
+class InstallError(EmaSelectError):
+    """The plugin could not be installed into OneTrainer's environment, or not removed from it."""
+
+
 class HostMismatchError(EmaSelectError):
     """This OneTrainer is not one the plugin knows; nothing was patched.
 
@@ -148,6 +152,10 @@ class BackupError(EmaSelectError):
 
 class ExportError(EmaSelectError):
     """A model could not be made out of a backup."""
+
+
+class CloudError(EmaSelectError):
+    """The plugin could not be brought onto a cloud machine, or its files not home from there."""
 
 
 class UsageError(ExportError):

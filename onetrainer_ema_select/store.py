@@ -23,7 +23,7 @@ from onetrainer_ema_select.manifest import FOLDER
 from onetrainer_ema_select.naming import split
 
 STAGING = "staging"
-_SIBLING_PREFIX = ".ema_select-staging-"
+SIBLING_PREFIX = ".ema_select-staging-"
 
 # Moved after everything else, because their presence says that the rest is there.
 _LAST_NAMES = frozenset({FOLDER, "manifest.json", "ema_select.json", "meta.json"})
@@ -469,4 +469,4 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 def _sibling_prefix(workspace: Path) -> str:
     # Named after the workspace: clearing up must not touch what another run is writing beside us.
-    return _SIBLING_PREFIX + hashlib.sha256(str(workspace.absolute()).encode()).hexdigest()[:8] + "-"
+    return SIBLING_PREFIX + hashlib.sha256(str(workspace.absolute()).encode()).hexdigest()[:8] + "-"

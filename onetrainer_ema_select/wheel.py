@@ -50,11 +50,7 @@ def build_wheel(folder: Path, *, package: Path | None = None) -> Path:
     package = package or Path(__file__).resolve().parent
     version = version_of(package)
     info = f"{_MODULE}-{version}.dist-info"
-    contents = {
-        f"{_MODULE}/{file.relative_to(package).as_posix()}": file.read_bytes()
-        for file in sorted(package.rglob("*"))
-        if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".pyc"
-    }
+    contents = {f"{_MODULE}/{name}": content for name, content in _files(package).items()}
     contents[f"{info}/METADATA"] = _metadata(version).encode()
     contents[f"{info}/WHEEL"] = _WHEEL.encode()
     contents[f"{info}/entry_points.txt"] = f"[console_scripts]\n{NAME} = {SCRIPT}\n".encode()
@@ -72,6 +68,32 @@ def build_wheel(folder: Path, *, package: Path | None = None) -> Path:
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, content)
     return wheel
+
+
+def fingerprint(package: Path | None = None) -> str:
+    """A SHA-256 over all files of the package: the same here and where its wheel was installed.
+
+    Args:
+        package: The package's folder; this file's own by default.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    files = _files(package or Path(__file__).resolve().parent)
+    total = hashlib.sha256()
+    for name, content in files.items():
+        total.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _files(package: Path) -> dict[str, bytes]:
+    """Contents by path inside the package, with forward slashes."""
+    found = {
+        file.relative_to(package).as_posix(): file.read_bytes()
+        for file in package.rglob("*")
+        if file.is_file() and "__pycache__" not in file.relative_to(package).parts and file.suffix != ".pyc"
+    }
+    return dict(sorted(found.items()))
 
 
 def version_of(package: Path) -> str:

@@ -8,10 +8,12 @@ import pytest
 from onetrainer_ema_select import errors
 from onetrainer_ema_select.errors import (
     BackupError,
+    CloudError,
     EmaSelectError,
     ExportError,
     HostMismatchError,
     HostNotFoundError,
+    InstallError,
     ManifestError,
     NamesError,
     ResumeError,
@@ -25,6 +27,7 @@ from onetrainer_ema_select.errors import (
 PLAIN = [
     EmaSelectError,
     HostNotFoundError,
+    InstallError,
     ResumeError,
     NamesError,
     TrackError,
@@ -33,6 +36,7 @@ PLAIN = [
     BackupError,
     ExportError,
     UsageError,
+    CloudError,
 ]
 PROBLEM = SettingProblem("save_sets", '"BOHT"', "allowed: BOTH", "type --config-value ema_select.save_sets=BOTH")
 OTHER = SettingProblem("", "true", "allowed: a section", "type something")

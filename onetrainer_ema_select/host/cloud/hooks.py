@@ -1,0 +1,183 @@
+"""The seams of OneTrainer's cloud training. Each passes straight on for a run that does not ask for the plugin."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from onetrainer_ema_select.errors import SECTION, CloudError, EmaSelectError, HostMismatchError
+from onetrainer_ema_select.host.cloud.machine import prepare
+from onetrainer_ema_select.host.cloud.names import is_parked, is_temporary, remote_choice, words_above
+from onetrainer_ema_select.host.cloud.output import RemoteOutput
+from onetrainer_ema_select.host.decision import check_configuration
+from onetrainer_ema_select.host.install import install_cloud
+from onetrainer_ema_select.host.report import Reporter
+from onetrainer_ema_select.settings import EmaSelectSettings
+
+# By the cloud section, the one object that OneTrainer shares between the local and the remote configuration.
+_reporters: weakref.WeakKeyDictionary[Any, Reporter] = weakref.WeakKeyDictionary()
+
+
+def trainer_init(original: Callable[..., None], trainer: Any, *args: Any, **kwargs: Any) -> None:
+    """Stand in for ``BaseTrainer.__init__``: a cloud run that asks for the plugin is prepared, or refused.
+
+    It is the first thing that happens after OneTrainer has imported its cloud modules, which only a cloud run does.
+    """
+    original(trainer, *args, **kwargs)
+    config = trainer.config
+    section, cloud = getattr(config, SECTION, None), getattr(config, "cloud", None)
+    if section is None or cloud is None or not getattr(cloud, "enabled", False):
+        return
+    _reporters.pop(cloud, None)
+    if not section.asks_for_plugin():
+        return
+    reporter = Reporter(trainer.callbacks.on_update_status)
+    _reporters[cloud] = reporter
+    mismatches = install_cloud()
+    if not mismatches:
+        return
+
+    def start() -> None:
+        trainer.error_caught = True  # as OneTrainer's own `start` does, so that its `end` deletes nothing
+        error = HostMismatchError(mismatches)
+        reporter.status(str(error))
+        raise error
+
+    trainer.start = start
+
+
+def setup(original: Callable[..., Any], cloud: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for ``BaseCloud.setup``: connects, installs OneTrainer there; then the plugin is brought there.
+
+    Raises:
+        EmaSelectError: If the run would be useless. Of wrong settings it is said before a machine is made.
+    """
+    reporter = _reporters.get(cloud.config.cloud)
+    if reporter is None:
+        return original(cloud, *args, **kwargs)
+    try:
+        check_before_connecting(cloud.config, reporter)
+        result = original(cloud, *args, **kwargs)
+        prepare(cloud, reporter)
+    except EmaSelectError as error:
+        reporter.status(str(error))
+        raise
+    return result
+
+
+def check_before_connecting(config: Any, reporter: Reporter) -> None:
+    """Refuse here what the cloud machine would refuse, and put paths right that are of this machine.
+
+    Args:
+        config: The configuration that is sent there; ``resume_backup`` in it may be changed.
+        reporter: Says what will be lost there.
+
+    Raises:
+        EmaSelectError: Naming what is wrong.
+    """
+    section = getattr(config, SECTION)
+    settings = section.settings()
+    check_configuration(settings, config, ema_on=str(config.ema) != "OFF")
+    local = Path(getattr(config, "local_workspace_dir", config.workspace_dir))
+    workspace = PurePosixPath(config.workspace_dir)
+    section.resume_backup = remote_choice(settings.resume_backup, local_workspace=local, remote_workspace=workspace)
+    for sentence in warnings(config, settings, workspace):
+        reporter.say(sentence)
+
+
+def warnings(config: Any, settings: EmaSelectSettings, workspace: PurePosixPath) -> tuple[str, ...]:
+    """What of the plugin's will not come home as the run is configured, while it still can be changed."""
+    cloud = config.cloud
+    said = []
+    if flags := words_above(workspace):
+        said.append(
+            f"The workspace on the cloud machine, {workspace}, has a word in its path by which OneTrainer decides what "
+            f"comes home: all of it follows cloud.{flags[0]}. Give workspace_dir another name if that is not meant."
+        )
+    gone = [key for key in ("on_finish", "on_detached_finish") if str(getattr(cloud, key, "")) == "DELETE"]
+    gone += ["delete_workspace"] if cloud.delete_workspace else []
+    if gone and not cloud.download_backups and (settings.milestones or config.backup_before_save):
+        said.append(
+            f"Backups, also those of milestones and an EMA that is set aside, stay on the cloud machine and go with it "
+            f"(cloud.{gone[0]}). To have them come home, set cloud.download_backups=true."
+        )
+    return tuple(said)
+
+
+def filter_download(original: Callable[..., Any], config: Any, path: Path, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for ``BaseCloud._filter_download``: nothing unfinished comes home, a parked EMA with the backups."""
+    if is_temporary(path.parts):
+        return False
+    if is_parked(path.parts):
+        return config.download_backups
+    return original(config, path, *args, **kwargs)
+
+
+def download_output_model(original: Callable[..., Any], cloud: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for ``BaseCloud.download_output_model``: the other set comes home too, and outputs that are folders.
+
+    Raises:
+        Exception: Where something of it has not come home; OneTrainer does not delete its workspace then.
+    """
+    reporter = _reporters.get(cloud.config.cloud)
+    if reporter is None or not hasattr(cloud.config, "local_output_model_destination"):
+        return original(cloud, *args, **kwargs)
+    output = RemoteOutput(cloud)
+    entries = output.entries()
+    wanted = output.last_written() | {output.destination.name, *(entry.name for entry in entries if entry.new)}
+    result = None
+    # OneTrainer would fetch a folder as if it were a file, and fail.
+    if not any(entry.is_folder and entry.name == output.destination.name for entry in entries):
+        result = original(cloud, *args, **kwargs)
+    _fetch(cloud, reporter, output, [entry for entry in entries if entry.name in wanted])
+    return result
+
+
+def run_trainer(original: Callable[..., Any], cloud: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for ``LinuxCloud.run_trainer``: what a failed training has written of its final output comes home.
+
+    OneTrainer fetches nothing of it then, and may be told to delete the machine on an error.
+
+    Raises:
+        Exception: OneTrainer's own, as it was.
+    """
+    try:
+        return original(cloud, *args, **kwargs)
+    except Exception:
+        reporter = _reporters.get(cloud.config.cloud)
+        wanted = reporter is not None and cloud.config.cloud.download_output_model
+        if reporter is not None and wanted and hasattr(cloud.config, "local_output_model_destination"):
+            try:
+                output = RemoteOutput(cloud)
+                _fetch(cloud, reporter, output, [entry for entry in output.entries() if entry.new])
+            except Exception as error:  # noqa: BLE001 - the training's own error is the one that counts
+                reporter.problem("What the training has written of its final output could not be fetched.", error)
+        raise
+
+
+def _fetch(cloud: Any, reporter: Reporter, output: RemoteOutput, entries: list[Any]) -> None:
+    try:
+        output.fetch(entries)
+    except Exception as error:
+        _keep_machine(cloud, reporter)
+        raise CloudError(
+            f"The final output is on the cloud machine, in {output.destination.parent}, and could not be fetched: "
+            f"{error} Fetch it from there before you delete the machine."
+        ) from error
+    for entry in entries:
+        reporter.say(f"Fetched {output.local.with_name(entry.name)}")
+
+
+def _keep_machine(cloud: Any, reporter: Reporter) -> None:
+    """Have the machine stopped where it would be deleted: a finished model is on it."""
+
+    def stop_instead() -> None:
+        reporter.problem(
+            "The cloud machine is stopped, not deleted, because the final output is on it and has not come home. Its "
+            "disk may cost money: fetch the files, then delete it."
+        )
+        cloud.stop()
+
+    cloud.delete = stop_instead
