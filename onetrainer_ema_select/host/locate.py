@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from onetrainer_ema_select.errors import HostNotFoundError
+from onetrainer_ema_select.host.environment import find_environments
 
 ENVIRONMENT_VARIABLE = "ONETRAINER_DIR"
 TRAIN_SCRIPT = Path("scripts", "train.py")
@@ -75,12 +76,8 @@ def checked(directory: Path, *, source: str) -> Path:
 
 
 def host_python(directory: Path) -> Path | None:
-    """The Python that OneTrainer's own scripts run with, of the environment that lies in its folder."""
-    for environment in ("venv", ".venv", "conda_env"):
-        for python in (Path("bin", "python"), Path("Scripts", "python.exe"), Path("python.exe")):
-            if (directory / environment / python).is_file():
-                return directory / environment / python
-    return None
+    """The Python that OneTrainer's own scripts run with, or of another environment of its own."""
+    return next((environment.python for environment in find_environments(directory)), None)
 
 
 def python_without_package(directory: Path) -> Path | None:
