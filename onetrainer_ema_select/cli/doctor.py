@@ -19,7 +19,7 @@ from onetrainer_ema_select.cli.common import (
 )
 from onetrainer_ema_select.host import dropin
 from onetrainer_ema_select.host.locate import host_commit, host_python, python_without_package
-from onetrainer_ema_select.host.seams import EXPORT_SEAMS, SeamResult, check_source
+from onetrainer_ema_select.host.seams import COMPONENT_SEAMS, EXPORT_SEAMS, WINDOW_SEAMS, SeamResult, check_source
 from onetrainer_ema_select.origin import PACKAGE, install_source
 
 EXAMPLE = f"Example: {PACKAGE} doctor ~/OneTrainer"
@@ -38,10 +38,16 @@ def doctor(
     folder = named_onetrainer(directory, onetrainer)
     seams = check_source(folder)
     export_seams = check_source(folder, EXPORT_SEAMS)
+    # Where there is none, as in the demo's stand-in, there is nothing to fit.
+    window_seams = check_source(
+        folder, (*WINDOW_SEAMS, *COMPONENT_SEAMS) if (folder / "modules" / "ui").is_dir() else ()
+    )
     packages = {name: version_of(name) for name in REQUIRED}
     state = dropin_state(folder)
-    actions = advice(folder, seams=seams, export_seams=export_seams, packages=packages, state=state)
-    ok = all(seam.ok for seam in (*seams, *export_seams)) and all(packages.values())
+    actions = advice(
+        folder, seams=seams, export_seams=export_seams, window_seams=window_seams, packages=packages, state=state
+    )
+    ok = all(seam.ok for seam in (*seams, *export_seams, *window_seams)) and all(packages.values())
     if as_json:
         echo_json(
             {
@@ -56,6 +62,7 @@ def doctor(
                 "packages": packages,
                 "seams": [seam_report(seam) for seam in seams],
                 "export_seams": [seam_report(seam) for seam in export_seams],
+                "window_seams": [seam_report(seam) for seam in window_seams],
                 "advice": actions,
             }
         )
@@ -72,11 +79,12 @@ def doctor(
         typer.echo()
         fitting = sum(seam.ok for seam in seams)
         typer.echo(f"{fitting} of {len(seams)} seams are as expected.")
-        for seam in export_seams:
-            if not seam.ok:
-                typer.echo(f"NOT  for export: {seam.sentence}")
-        fitting = sum(seam.ok for seam in export_seams)
-        typer.echo(f"{fitting} of {len(export_seams)} seams of export are as expected.")
+        for name, table in (("export", export_seams), ("the window", window_seams)):
+            for seam in table:
+                if not seam.ok:
+                    typer.echo(f"NOT  for {name}: {seam.sentence}")
+            fitting = sum(seam.ok for seam in table)
+            typer.echo(f"{fitting} of {len(table)} seams of {name} are as expected.")
         for line in actions:
             typer.echo(line)
     raise typer.Exit(0 if ok else 1)
@@ -117,6 +125,7 @@ def advice(
     *,
     seams: tuple[SeamResult, ...],
     export_seams: tuple[SeamResult, ...],
+    window_seams: tuple[SeamResult, ...],
     packages: dict[str, str | None],
     state: str,
 ) -> list[str]:
@@ -131,6 +140,11 @@ def advice(
         actions.append(
             "The plugin can train with this OneTrainer, but not export from its backups. Get a newer version of the "
             f"plugin and install it: pip install --upgrade {install_source()}"
+        )
+    elif not all(seam.ok for seam in window_seams):
+        actions.append(
+            "The plugin works with this OneTrainer, but cannot show its settings in the window: set them in the config "
+            f"file, or get a newer version of the plugin: pip install --upgrade {install_source()}"
         )
     if missing := [name for name, version in packages.items() if version is None]:
         actions.append(f"Install what is missing: pip install {' '.join(missing)}")

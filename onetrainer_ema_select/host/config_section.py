@@ -10,7 +10,7 @@ from modules.util.config.BaseConfig import BaseConfig
 
 from onetrainer_ema_select.errors import SECTION, SettingsError
 from onetrainer_ema_select.host.install import install
-from onetrainer_ema_select.settings import EmaSelectSettings, parse_settings
+from onetrainer_ema_select.settings import VERSION_KEY, EmaSelectSettings, parse_settings
 
 
 class _Types(dict[str, type]):
@@ -39,8 +39,8 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
             rows.append((name, default, type(default), False))
         super().__init__(rows)
         self.types: dict[str, type] = _Types(vars(self)["types"])
-        # What was read: the raw value, and what the attribute became by it. An attribute that has another
-        # value since (set in the window) counts instead of the raw one.
+        # What was read: the raw value, and what the attribute became by it. It is forgotten as soon as the
+        # attribute is set to another value, as the window does.
         self._given: dict[str, tuple[Any, Any]] = {}
         self._not_a_section: Any = None
 
@@ -49,11 +49,22 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
         """The section with its defaults."""
         return EmaSelectConfig()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a value; one that differs from what a file gave counts from now on, whatever it changes to later."""
+        given = vars(self).get("_given", {})
+        if name in given and value != given[name][1]:
+            del given[name]
+        super().__setattr__(name, value)
+
     def from_dict(self, data: Any, migrate: bool = True) -> EmaSelectConfig:
         """Read values; whatever is wrong with them is kept for :meth:`settings`."""
         if not isinstance(data, dict):
             self._not_a_section = data
             return self
+        if VERSION_KEY in data:
+            # A whole section, as the window loads one after the other: no mistake of the last one is left.
+            self._given.clear()
+            self._not_a_section = None
         settable = {key: value for key, value in data.items() if self._can_set(key, value)}
         super().from_dict(settable, migrate=migrate)
         for key, value in data.items():
@@ -86,12 +97,11 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
         if self._not_a_section is not None:
             return self._not_a_section
         values = {key: value for key, (value, _) in self._given.items() if not key.startswith("__")}
-        for name in self.default_values_by_name:
+        for name, default in self.default_values_by_name.items():
             current = getattr(self, name)
-            value, became = self._given.get(name, (None, self.default_values_by_name[name]))
-            if current != became or (name in self._given and current == value):
-                values[name] = str(current) if isinstance(current, Enum) else current
-        return values
+            if name not in self._given and current != default:
+                values[name] = current
+        return {key: str(value) if isinstance(value, Enum) else value for key, value in values.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """The section for a file: defaults filled in, and wrong values as they were typed."""
@@ -122,13 +132,18 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
         except SettingsError:
             return True
 
-    def mistakes_while_off(self) -> str:
-        """What is wrong in a section that is switched off, empty where nothing is."""
+    def mistakes(self) -> str:
+        """What is wrong in the section, empty where nothing is."""
         try:
             self.settings()
         except SettingsError as error:
             return " ".join(f"{problem}." for problem in error.problems)
         return ""
+
+    def drop_mistakes(self) -> None:
+        """Have the attributes, which the window shows, in the place of what could not be set or does not exist."""
+        self._not_a_section = None
+        self._given.clear()
 
 
 def default_values(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

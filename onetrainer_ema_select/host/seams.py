@@ -76,6 +76,13 @@ SEAMS: tuple[Seam, ...] = (
         "keeps the average",
         "setup:create_ema",
     ),
+    Seam(
+        _TRAINER,
+        "BaseTrainer.__init__",
+        ("self", "config", "callbacks", "commands"),
+        "prepares cloud runs",
+        "cloud.hooks:trainer_init",
+    ),
     # Wrapped on the objects of one run, or called; here so that a change is found before a run begins.
     Seam(
         "modules.modelSetup.BaseModelSetup",
@@ -188,6 +195,99 @@ EXPORT_SEAMS: tuple[Seam, ...] = (
         ("self",),
         "lists the weights",
     ),
+)
+
+_TRAIN_VIEW = "modules.ui.BaseTrainUIView"
+_UI_STATE = "modules.util.ui.UIState"
+
+WINDOW_SEAMS: tuple[Seam, ...] = (
+    # OneTrainer's window, whichever toolkit it is of. A change here leaves the plugin's rows out, and no more.
+    Seam(
+        _TRAIN_VIEW,
+        "BaseTrainUIView.build_backup_tab_content",
+        ("self", "frame", "controller", "ui_state"),
+        "adds rows to the backup tab",
+        "window.tabs:build_backup_tab",
+    ),
+    Seam(
+        "modules.ui.BaseTrainingTabView",
+        "BaseTrainingTabView.build",
+        ("self", "column_0", "column_1", "column_2", "controller", "ui_state"),
+        "adds rows to the training tab",
+        "window.tabs:build_training_tab",
+    ),
+    Seam(_TRAIN_VIEW, "BaseTrainUIView.on_training_stopped", ("self", "error_caught"), "shows problems at the end"),
+    Seam(_TRAIN_VIEW, "BaseTrainUIView.on_update_status", ("self", "status"), "shows problems at the end"),
+    Seam(_UI_STATE, "BaseUIState.get_var", ("self", "name"), "binds the rows"),
+    Seam(_UI_STATE, "BaseUIState.add_var_trace", ("self", "name", "command"), "follows the settings"),
+    Seam(_UI_STATE, "BaseUIState.remove_var_trace", ("self", "name", "trace_id"), "follows the settings"),
+    Seam(_UI_STATE, "BaseUIState._make_nested_state", ("self", "obj"), "holds the panel's own choices"),
+)
+
+
+def _components(module: str, frame: str) -> tuple[Seam, ...]:
+    """The components that the rows are made of, as one of the two toolkits has them."""
+    place = ("master", "row", "column")
+    bound = (*place, "ui_state", "var_name")
+    rows: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("label", (*place, "text")),
+        ("entry", bound),
+        ("switch", bound),
+        ("options", (*place, "values", "ui_state", "var_name")),
+        ("button", (*place, "text", "command")),
+        ("progress", place),
+        ("section_frame", (frame, "row", "col")),
+        ("inline_frame", (frame, "row", "col", "columnspan")),
+        ("set_widget_enabled", ("widget", "enabled")),
+        ("set_label_text", ("label", "text")),
+        ("call_after", ("widget", "delay_ms", "func")),
+    )
+    return tuple(Seam(f"modules.util.ui.{module}", name, names, "makes the rows") for name, names in rows)
+
+
+#: What :data:`WINDOW_SEAMS` are filled with. Only one toolkit is loaded in a process, so ``doctor`` alone checks both.
+COMPONENT_SEAMS: tuple[Seam, ...] = (
+    *_components("pyside6_components", "parent"),
+    *_components("ctk_components", "master"),
+)
+
+_CLOUD = "modules.cloud.BaseCloud"
+_LINUX_CLOUD = "modules.cloud.LinuxCloud"
+_FILE_SYNC = "modules.cloud.BaseSSHFileSync"
+
+CLOUD_SEAMS: tuple[Seam, ...] = (
+    # What a cloud run needs on the machine that starts it. A change here stops cloud runs, and no other training.
+    Seam(_CLOUD, "BaseCloud.setup", ("self",), "brings the plugin there", "cloud.hooks:setup"),
+    Seam(
+        _CLOUD,
+        "BaseCloud._filter_download",
+        ("config", "path"),
+        "leaves unfinished files there",
+        "cloud.hooks:filter_download",
+    ),
+    Seam(
+        _CLOUD,
+        "BaseCloud.download_output_model",
+        ("self",),
+        "fetches both sets",
+        "cloud.hooks:download_output_model",
+    ),
+    Seam(
+        _LINUX_CLOUD,
+        "LinuxCloud.run_trainer",
+        ("self",),
+        "fetches what a failed run has written",
+        "cloud.hooks:run_trainer",
+    ),
+    Seam(_LINUX_CLOUD, "LinuxCloud.can_reattach", ("self",), "tells a run that goes on"),
+    Seam(_CLOUD, "BaseCloud.upload_config", ("self", "commands"), "sends the section"),
+    Seam(_CLOUD, "BaseCloud.delete", ("self",), "deletes a machine"),
+    Seam(_CLOUD, "BaseCloud.stop", ("self",), "stops a machine"),
+    Seam(_FILE_SYNC, "BaseSSHFileSync.sync_up_file", ("self", "local", "remote"), "uploads the plugin"),
+    Seam(_FILE_SYNC, "BaseSSHFileSync.sync_down_file", ("self", "local", "remote"), "fetches files"),
+    Seam(_FILE_SYNC, "BaseSSHFileSync.sync_down_dir", ("self", "local", "remote", "filter"), "fetches folders"),
+    Seam("modules.trainer.CloudTrainer", "CloudTrainer.start", ("self",), "sets a cloud run up"),
+    Seam(_CONFIG, "TrainConfig.to_pack_dict", ("self", "secrets"), "sends the section"),
 )
 
 

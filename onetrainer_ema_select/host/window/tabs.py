@@ -1,0 +1,189 @@
+"""OneTrainer's training and backup tab with the plugin's rows on them, and what a run has left to say."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from onetrainer_ema_select import __version__
+from onetrainer_ema_select.errors import EmaSelectError, HostMismatchError
+from onetrainer_ema_select.host import notices
+from onetrainer_ema_select.host.install import mismatches_found
+from onetrainer_ema_select.host.window import layout, toolkit
+from onetrainer_ema_select.host.window.backups import BackupsPanel
+from onetrainer_ema_select.host.window.rows import NARROW, SettingRows
+
+HEADING = "EMA and non-EMA"
+NOT_CONTINUING = (
+    "The next training begins anew: Continue from last backup (general tab) is off. A button below switches it on."
+)
+#: Below the rows of OneTrainer's backup tab, with room for those that it will get.
+_ROW = 20
+_ATTRIBUTE = "_ema_select_rows"
+
+
+def build_backup_tab(original: Callable[..., Any], view: Any, frame: Any, controller: Any, ui_state: Any) -> Any:
+    """Stand in for ``BaseTrainUIView.build_backup_tab_content``."""
+    result = original(view, frame, controller, ui_state)
+    say_active()
+    _guarded(
+        view,
+        ui_state,
+        lambda: view.components.inline_frame(frame, _ROW, 0, 5),
+        lambda *its: _fill_backup_tab(view, *its),
+    )
+    _show_notices_of(view)
+    return result
+
+
+def build_training_tab(
+    original: Callable[..., Any], view: Any, column_0: Any, column_1: Any, column_2: Any, *rest: Any
+) -> Any:
+    """Stand in for ``BaseTrainingTabView.build``, which OneTrainer calls for every model type that is chosen.
+
+    The rows go into the first row of the last column that is free: the top one for most types of models.
+    """
+    if (old := view.__dict__.pop(_ATTRIBUTE, None)) is not None:
+        old.close()
+    result = original(view, column_0, column_1, column_2, *rest)
+    row = next(row for row in itertools.count() if toolkit.is_free(column_2, row))
+    _guarded(view, rest[1], lambda: view.components.section_frame(column_2, row), _fill_training_tab)
+    return result
+
+
+def _fill_training_tab(frame: Any, rows: SettingRows) -> None:
+    for place, key in enumerate(layout.shown(layout.AVERAGE)):
+        rows.add(frame, place, key)
+    rows.note(frame, 20, 2, lambda: layout.state_sentence(rows.values(), ema_on=rows.ema_on), width=NARROW)
+    rows.watch()
+
+
+def _fill_backup_tab(view: Any, outer: Any, rows: SettingRows) -> None:
+    components = rows.components
+    toolkit.stretch(outer, 0, 1)
+
+    frame = _section(components, outer, 0)
+    components.label(frame, 0, 0, f"{HEADING} (onetrainer-ema-select {__version__})", underline=True)
+    rows.add(frame, 1, "enabled")
+    rows.note(frame, 2, 4, lambda: layout.state_sentence(rows.values(), ema_on=rows.ema_on))
+    _mistakes(rows, frame, 3)
+
+    frame = _section(components, outer, 1)
+    _heading(components, frame, "Saves and milestones")
+    rows.add(frame, 1, "save_sets")
+    rows.add(frame, 1, "primary_set", column=2)
+    rows.add(frame, 2, "milestones", columns=3)
+    rows.add(frame, 3, "milestone_backups")
+    rows.add(frame, 3, "milestone_keep", column=2)
+
+    frame = _section(components, outer, 2)
+    _heading(components, frame, "Resume")
+    *keys, backup = layout.shown(layout.RESUME)
+    for place, key in enumerate(keys):
+        rows.add(frame, 1 + place // 2, key, column=2 * (place % 2))
+    rows.add(frame, 10, backup, columns=3)
+    line = rows.note(frame, 11, 4, lambda: NOT_CONTINUING)
+    rows.show_if(lambda: rows.section.asks_for_plugin() and not rows.continues, line)
+
+    rows.watch()
+    BackupsPanel(view, rows, _section(components, outer, 3)).build()
+
+
+def _section(components: Any, outer: Any, row: int) -> Any:
+    """A frame with two pairs of columns, for labels and widgets."""
+    frame = components.section_frame(outer, row)
+    toolkit.stretch(frame, 0, 0)
+    toolkit.stretch(frame, 1, 1)
+    toolkit.stretch(frame, 3, 1)
+    return frame
+
+
+def _heading(components: Any, frame: Any, text: str) -> None:
+    components.label(frame, 0, 0, text, underline=True)
+
+
+def _mistakes(rows: SettingRows, frame: Any, row: int) -> None:
+    """A line that names what is wrong in the configuration that was loaded, with a button that drops it."""
+
+    def text() -> str:
+        wrong = rows.section.mistakes()
+        return f"Wrong in this config: {wrong}" if wrong else ""
+
+    def drop() -> None:
+        rows.section.drop_mistakes()
+        rows.refresh()
+
+    line = rows.note(frame, row, 3, text)
+    button = rows.components.button(
+        frame,
+        row,
+        3,
+        "use what is shown",
+        drop,
+        tooltip="Drops the wrong values that this config came with. What the rows show is used instead.",
+    )
+    rows.show_if(lambda: bool(text()), line, button)
+
+
+def _guarded(view: Any, ui_state: Any, make_frame: Callable[[], Any], fill: Callable[[Any, SettingRows], None]) -> None:
+    """Fill a frame with rows; if that fails, say so in its place. The window opens in any case."""
+    frame = rows = None
+    try:
+        if found := mismatches_found():
+            raise HostMismatchError(found)
+        frame = make_frame()
+        rows = SettingRows(view.components, ui_state)
+        fill(frame, rows)
+        setattr(view, _ATTRIBUTE, rows)
+    except Exception as error:  # noqa: BLE001 - OneTrainer's window must open
+        traceback.print_exc()
+        try:
+            if rows is not None:
+                rows.close()
+            if frame is not None:
+                toolkit.remove(frame)
+            view.components.label(make_frame(), 0, 0, _left_out(error), wraplength=500)
+        except Exception:  # noqa: BLE001 - it cannot be shown there
+            traceback.print_exc()
+
+
+def _left_out(error: Exception) -> str:
+    reason = str(error) if isinstance(error, EmaSelectError) else f"{type(error).__name__}: {error}"
+    return (
+        f"onetrainer-ema-select {__version__} cannot show its settings here. {reason} OneTrainer's own settings are "
+        "not affected. For details run: onetrainer-ema-select doctor"
+    )
+
+
+def _show_notices_of(view: Any) -> None:
+    """Show what a run has left to say when it has stopped: OneTrainer has written over its status line by then."""
+    original = view.on_training_stopped
+
+    def on_training_stopped(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        try:
+            texts = notices.take()
+            if texts:
+                view.on_update_status(f"{HEADING}: {shortened(texts[-1])}")
+                toolkit.warn(view, HEADING, "\n\n".join(texts))
+        except Exception:  # noqa: BLE001 - it has been printed to the console before
+            traceback.print_exc()
+        return result
+
+    view.on_training_stopped = on_training_stopped
+
+
+def shortened(text: str, limit: int = 90) -> str:
+    """A text cut for the status line, which grows with it."""
+    return text if len(text) <= limit else f"{text[: limit - 2].rstrip()} …"
+
+
+def say_active() -> None:
+    """Print that the plugin is there."""
+    sys.stderr.write(
+        f"[ema_select] onetrainer-ema-select {__version__} is active; its settings are on the tabs training and "
+        "backup.\n"
+    )
