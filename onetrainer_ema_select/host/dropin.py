@@ -16,25 +16,9 @@ DROPIN_FOLDER = Path("modules", "modelSetup")
 #: By its first line `disable` knows the file as ours, also one that another version wrote.
 FIRST_LINE = "# Written by `onetrainer-ema-select enable`; `onetrainer-ema-select disable` removes it."
 
-# An exception here would keep OneTrainer from starting at all, so everything is caught, and an ASCII sentence
-# printed: a Windows console may be able to show no more.
-DROPIN_TEXT = f'''{FIRST_LINE}
-"""Starts the plugin onetrainer-ema-select with OneTrainer. It changes nothing until a config asks for it."""
-import sys
-
-try:
-    from onetrainer_ema_select.host import arm
-
-    arm()
-except Exception as error:
-    if isinstance(error, ModuleNotFoundError) and error.name == "onetrainer_ema_select":
-        reason = "it is not installed in " + sys.executable
-        advice = "Install it there, or delete " + __file__
-    else:
-        reason = type(error).__name__ + ": " + " ".join(str(error).split())
-        advice = "For the details run: onetrainer-ema-select doctor"
-    print("OneTrainer runs WITHOUT onetrainer-ema-select, " + reason + ". " + advice, file=sys.stderr)
-'''
+#: What is put there: a file of this folder that nothing here imports. Read as text, so that its line ends are the
+#: same wherever this package was unpacked.
+DROPIN_TEXT = Path(__file__).with_name("dropin_file.py").read_text(encoding="utf-8")
 
 
 def dropin_path(directory: Path) -> Path:

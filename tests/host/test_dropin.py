@@ -17,10 +17,18 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+TRAIN_CONFIG = "class TrainConfig:\n    @staticmethod\n    def default_values(): pass\n"
+
+
 def run_dropin(file: Path, *, package: str | None) -> subprocess.CompletedProcess[str]:
     """Import the file as OneTrainer does, in a Python that has `package` as onetrainer_ema_select.host, or none."""
     search = file.parent / "search"
     search.mkdir(exist_ok=True)
+    # what the file wraps where the plugin cannot be armed
+    for module, text in (("BaseConfig", "class BaseConfig: pass"), ("TrainConfig", TRAIN_CONFIG)):
+        place = search / "modules" / "util" / "config" / f"{module}.py"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8")
     if package is not None:
         host = search / "onetrainer_ema_select" / "host"
         host.mkdir(parents=True)
@@ -130,6 +138,18 @@ def test_the_file_is_harmless_when_arming_fails(onetrainer: Path) -> None:
     )
 
 
+def test_the_file_says_so_where_it_cannot_watch_this_onetrainer(onetrainer: Path) -> None:
+    path = dropin.enable(onetrainer)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import ema_select_dropin; print('on')"
+    command = [sys.executable, "-I", "-S", "-c", code, str(path.parent)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.returncode) == ("on\n", 0)
+    assert ran.stderr.splitlines()[1:] == [
+        "A run that asks for it will not be stopped: ModuleNotFoundError No module named 'modules'"
+    ]
+
+
 def test_the_file_is_plain_ascii() -> None:
     # a Windows console in a legacy code page must be able to print it
     assert dropin.DROPIN_TEXT.isascii()
+    assert dropin.DROPIN_TEXT.startswith(f"{dropin.FIRST_LINE}\n")
