@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from modules.util import multi_gpu_util
+
 from onetrainer_ema_select.errors import SECTION, EmaSelectError
+from onetrainer_ema_select.host.decision import decide
+from onetrainer_ema_select.host.processes import decided_by_first
 from onetrainer_ema_select.host.report import Reporter
 from onetrainer_ema_select.host.session import Session, clear_leftovers, session_of
 from onetrainer_ema_select.naming import set_suffix
@@ -26,13 +30,14 @@ def create_model_loader(original: Callable[..., Any], trainer: Any, *args: Any, 
         stale.close()
     if not section.asks_for_plugin():
         mistakes = section.mistakes_while_off()
-        if mistakes:
+        if mistakes and multi_gpu_util.is_master():
             Reporter(trainer.callbacks.on_update_status).say(
                 f"The plugin is off for this run ({SECTION}.enabled is false). {mistakes}"
             )
         return original(trainer, *args, **kwargs)
     try:
-        session = Session(trainer, section.settings())
+        settings = section.settings()  # every process has the same configuration
+        session = Session(trainer, settings, decided_by_first(lambda: decide(settings, trainer.config)))
     except EmaSelectError as error:
         # The window shows only that there was an error; its status line can say which.
         Reporter(trainer.callbacks.on_update_status).status(str(error))
@@ -52,8 +57,6 @@ def last_backup_path(original: Callable[..., str | None], config: Any, *args: An
 
 def _attach(session: Session) -> None:
     """Follow the run by wrapping three functions of its own objects, which are put back when it ends."""
-    from modules.util import multi_gpu_util
-
     trainer, callbacks = session.trainer, session.trainer.callbacks
     master = multi_gpu_util.is_master()
     original_train = trainer.train
@@ -90,10 +93,10 @@ def _attach(session: Session) -> None:
         if master:
             session.finish()
 
-    _follow_progress(session)
     trainer.train = train
     trainer.end = end
-    if master:
+    if master:  # OneTrainer saves on the first process only
+        _follow_progress(session)
         try:
             clear_leftovers(session)
         except OSError as error:
@@ -109,7 +112,6 @@ def _follow_progress(session: Session) -> None:
     def on_update_train_progress(train_progress: Any, max_step: int, max_epoch: int, *args: Any, **kwargs: Any) -> Any:
         try:
             session.publisher.collect(wait=False)
-            # Every process alike: OneTrainer reads the save command on the first one only.
             if session.milestones.advance(train_progress, epoch_length=max_step, epochs=max_epoch):
                 trainer.commands.save()
         except Exception as error:  # noqa: BLE001 - nothing of ours may end a run

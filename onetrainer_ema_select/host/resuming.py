@@ -62,7 +62,7 @@ def apply_plan(session: Session, model: Any, parameters: Sequence[Tensor]) -> No
         saved = _matched(session, saved)
     if plan.reset_optimizer:
         model.optimizer_state_dict = None
-    if plan.ema is EmaSource.PARKED:
+    if plan.ema is EmaSource.PARKED and multi_gpu_util.is_master():
         saved = _take_up_parked(session)
     if plan.ema in (EmaSource.BACKUP, EmaSource.PARKED):
         _check_shapes(session, saved, parameters)
@@ -189,16 +189,12 @@ def park(session: Session, tensors: Sequence[Tensor], parameters: Sequence[Tenso
         finally:
             staging.discard()
     except (OSError, SafetensorError, RuntimeError) as error:
-        message = (
+        raise ResumeError(
             f"The EMA of backup {contents.name} could not be set aside in {folder}: {error}. Without that, switching "
             "EMA off would lose it with the next rolling deletion. Free disk space or make the folder writable, then "
-            "start again."
-        )
-        if multi_gpu_util.world_size() > 1:
-            # The other processes are about to wait for this one, and would do so for a day.
-            session.reporter.problem(message)
-            return
-        raise ResumeError(message, path=str(folder)) from error
+            "start again.",
+            path=str(folder),
+        ) from error
 
 
 def _parked_manifest(session: Session, named: Mapping[str, Tensor], decay: float | None) -> Manifest:

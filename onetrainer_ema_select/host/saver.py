@@ -19,6 +19,7 @@ from onetrainer_ema_select.host.equal_parts import correct_parts
 from onetrainer_ema_select.host.ledger import SaveRecord
 from onetrainer_ema_select.host.metadata import Marked, average_marks, mark_files, moment_marks, title_of
 from onetrainer_ema_select.host.pinned import pin
+from onetrainer_ema_select.host.processes import raise_together
 from onetrainer_ema_select.host.request import SaveRequest
 from onetrainer_ema_select.host.session import Session, session_of
 from onetrainer_ema_select.naming import paired_name, set_suffix, shortened
@@ -31,10 +32,17 @@ _COLLECT_ABOVE = 200_000_000
 
 
 def create_saver(original: Callable[..., Any], trainer: Any, *args: Any, **kwargs: Any) -> Any:
-    """Stand in for ``BaseTrainer.create_model_saver``."""
+    """Stand in for ``BaseTrainer.create_model_saver``, which every process calls once its setup is done.
+
+    Raises:
+        Exception: What has kept the first process from starting, on all of them.
+    """
     saver = original(trainer, *args, **kwargs)
     session = session_of(trainer.config)
-    if session is None or saver is None:
+    if session is None:
+        return saver
+    raise_together(session.failed_start)
+    if saver is None:
         return saver
     original_save = saver.save
 

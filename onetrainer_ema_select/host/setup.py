@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from modules.util import multi_gpu_util
 from torch import Tensor
 
 from onetrainer_ema_select.host.announce import announce
@@ -45,14 +46,27 @@ def create_ema(
 
     Returns:
         The average, or None where EMA is off.
+
+    Raises:
+        Exception: If it cannot be built. Where there are other processes, that is raised on all of them later (see
+            :func:`saver.create_saver`): they do not come by here.
     """
     session = session_of(config)
     if session is None:
         return original(parameters, state_dict, config, *args, **kwargs)
+    try:
+        _begin(session, list(parameters))
+    except Exception as error:
+        if multi_gpu_util.world_size() == 1:
+            raise
+        session.failed_start = error
+    return session.ema
+
+
+def _begin(session: Session, parameters: list[Tensor]) -> None:
     if session.ema_on:
-        tracks = _build_tracks(session, list(parameters))
-        session.ema = HostEma(tracks, failed=session.update_failed)
-    session.milestones.begin(session.model.train_progress)
+        session.ema = HostEma(_build_tracks(session, parameters), failed=session.update_failed)
+    session.begin_milestones()
     try:
         announce(session)
     except Exception as error:  # noqa: BLE001 - a sentence that cannot be made is no reason not to train
@@ -60,7 +74,6 @@ def create_ema(
     if session.milestones.pending:
         # Due when the backup was made, and not written any more: the run owes them.
         session.trainer.commands.save()
-    return session.ema
 
 
 def _build_tracks(session: Session, parameters: list[Tensor]) -> WeightTracks:

@@ -1,4 +1,4 @@
-"""What can be trained beside the plain cases: embeddings, other adapters, parts, precisions; and two processes.
+"""What can be trained beside the plain cases: embeddings, other adapters, parts, precisions.
 
 The same comparison as in ``test_exactness``: live weights against a run with EMA off and no plugin, every file in
 every format against what OneTrainer itself writes of weights that are the set.
@@ -12,7 +12,6 @@ import pytest
 from safetensors.torch import load_file
 
 from .bench import configs
-from .bench.checkout import run_python
 from .bench.configs import Family, Schedule
 from .bench.recording import Recording, difference, same_bits
 from .bench.workers import BENCH, Bench, Job
@@ -149,36 +148,3 @@ def test_every_file_in_every_format(runs: dict[str, tuple[Recording, Recording]]
                     assert difference(load_file(ours), load_file(reference)) == 0.0, f"{folder.name}: {inside}"
                     compared += 1
     assert compared >= 6
-
-
-# -- several processes ---------------------------------------------------------------------------------------
-
-
-def test_two_processes_train_as_with_ema_off_and_write_each_file_once(bench: Bench) -> None:
-    live, folders = {}, {}
-    for plugin in (False, True):
-        run = bench.new_folder(f"ranks-{plugin}")
-        keys: dict[str, Any] = {"multi_gpu": True, "device_indexes": "0,1"}
-        if plugin:
-            keys["ema_select"] = {"enabled": True, "milestones": "1 steps, every 1 epochs"}
-        schedule = Schedule(epochs=2, steps=4, save_every=3, backup_every=4, backup_at_end=True)
-        config = bench.config(LORA, run=run, schedule=schedule, ema="CPU" if plugin else "OFF", overrides=keys)
-        path = configs.write_json(run / "config.json", config)
-        done = run_python(
-            bench.host,
-            [BENCH / "ranks.py", path, run / "out"],
-            cwd=bench.checkout(plugin=plugin),
-            package=bench.package(plugin=plugin),
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        for rank in (0, 1):
-            live[plugin, rank] = load_file(run / "out" / f"rank{rank}.safetensors")
-        folders[plugin] = run
-    for key in ((False, 1), (True, 0), (True, 1)):
-        assert difference(live[key], live[False, 0]) == 0.0
-    names = [path.name.split("-save-")[1] for path in sorted((folders[True] / "workspace" / "save").iterdir())]
-    assert len(names) == len(set(names))
-    assert {name for name in names if "-non-ema" in name} == {with_suffix(n) for n in names if "-non-ema" not in n}
-    assert len(names) >= 6
-    final = sorted(path.name for path in (folders[True] / "output").iterdir())
-    assert final == ["model-non-ema.safetensors", "model.safetensors"]

@@ -9,12 +9,22 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 NOT_COPIED = ("venv", ".venv", ".git", "__pycache__", "workspace", "workspace-cache", "models")
 TIMEOUT_SECONDS = 300
+
+# What an older OneTrainer cannot do at all is mended in the copy, so that the plugin can be tested with it: before
+# 23df3832 no Stable Cascade can be fine-tuned. File, what stands there, what should.
+MENDED = (
+    (
+        Path("modules", "modelSetup", "WuerstchenFineTuneSetup.py"),
+        "model.text_encoder, config.text_encoder",
+        "model.prior_text_encoder, config.text_encoder",
+    ),
+)
 
 
 @functools.cache
@@ -34,11 +44,12 @@ def package_folder() -> Path:
 
 @dataclass(frozen=True)
 class Host:
-    """A OneTrainer checkout that is only read, its python, and its configuration's version number."""
+    """A OneTrainer checkout that is only read, its python, its configuration's version number and its commit."""
 
     directory: Path
     python: Path
     config_version: int
+    commit: str
 
 
 def find_host() -> Host | str:
@@ -52,7 +63,12 @@ def find_host() -> Host | str:
     if python is None:
         return f"{directory} has no venv (run OneTrainer's install script)"
     version = re.search(r"config_version\s*=\s*(\d+)", source.read_text(encoding="utf-8"))
-    return Host(directory, python, int(version.group(1)) if version else 0)
+    command = ["git", "-C", str(directory), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "0" * 40
+    return Host(directory, python, int(version.group(1)) if version else 0, commit)
 
 
 def copy_checkout(host: Host, destination: Path) -> Path:
@@ -62,7 +78,10 @@ def copy_checkout(host: Host, destination: Path) -> Path:
     (git / "objects").mkdir(parents=True)
     (git / "refs" / "heads").mkdir(parents=True)
     (git / "HEAD").write_text("ref: refs/heads/master\n", encoding="utf-8")
-    (git / "refs" / "heads" / "master").write_text("23df3832e8f213d64c337e39f9365ba46e99fed0\n", encoding="utf-8")
+    (git / "refs" / "heads" / "master").write_text(f"{host.commit}\n", encoding="utf-8")
+    for name, wrong, right in MENDED:
+        text = (destination / name).read_text(encoding="utf-8")
+        (destination / name).write_text(text.replace(wrong, right), encoding="utf-8")
     return destination
 
 
@@ -86,13 +105,17 @@ def run_python(
     *,
     cwd: Path,
     package: Path | None = None,
+    more: Mapping[str, str] | None = None,
     timeout: float = TIMEOUT_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
-    """Run OneTrainer's python to its end, output captured; the caller looks at the exit code."""
+    """Run OneTrainer's python to its end, output captured; the caller looks at the exit code.
+
+    ``more`` is laid over the environment.
+    """
     return subprocess.run(
         [str(host.python), *map(str, arguments)],
         cwd=cwd,
-        env=host_environment(package=package),
+        env={**host_environment(package=package), **(more or {})},
         capture_output=True,
         text=True,
         encoding="utf-8",

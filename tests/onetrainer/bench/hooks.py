@@ -32,6 +32,14 @@ def supported_formats(trainer: Any) -> list[ModelFormat]:
     ]
 
 
+def to_temporary_device(trainer: Any) -> None:
+    """As OneTrainer does before a save."""
+    if hasattr(trainer.model, "evict"):
+        trainer.model.evict()
+    else:  # before 2026-08-07
+        trainer.model.to(trainer.temp_device)
+
+
 @contextmanager
 def every_format(trainer: Any) -> Iterator[None]:
     """After the training: both sets in every format and dtype, through the plugin and by OneTrainer alone."""
@@ -40,7 +48,7 @@ def every_format(trainer: Any) -> Iterator[None]:
     def train_and_save() -> None:
         write_initial(trainer)
         train()
-        trainer.model.evict()
+        to_temporary_device(trainer)
         for model_format in supported_formats(trainer):
             for name, dtype in DTYPES.items():
                 for folder in ("plugin", "reference"):
