@@ -279,6 +279,9 @@ CLOUD_SEAMS: tuple[Seam, ...] = (
         "fetches what a failed run has written",
         "cloud.hooks:run_trainer",
     ),
+    Seam(
+        _LINUX_CLOUD, "LinuxCloud.sync_workspace", ("self",), "waits for other downloads", "cloud.hooks:sync_workspace"
+    ),
     Seam(_LINUX_CLOUD, "LinuxCloud.can_reattach", ("self",), "tells a run that goes on"),
     Seam(_CLOUD, "BaseCloud.upload_config", ("self", "commands"), "sends the section"),
     Seam(_CLOUD, "BaseCloud.delete", ("self",), "deletes a machine"),

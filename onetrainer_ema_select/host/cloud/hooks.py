@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onetrainer_ema_select.errors import SECTION, CloudError, EmaSelectError, HostMismatchError
 from onetrainer_ema_select.host.cloud.machine import prepare
 from onetrainer_ema_select.host.cloud.names import is_parked, is_temporary, remote_choice, words_above
-from onetrainer_ema_select.host.cloud.output import RemoteOutput
+from onetrainer_ema_select.host.cloud.output import Entry, RemoteOutput
 from onetrainer_ema_select.host.decision import check_configuration
 from onetrainer_ema_select.host.install import install_cloud
 from onetrainer_ema_select.host.report import Reporter
 from onetrainer_ema_select.settings import EmaSelectSettings
 
+
+@dataclass(frozen=True)
+class CloudRun:
+    """A cloud run that asks for the plugin.
+
+    Attributes:
+        reporter: Tells the user.
+        syncing: Held by whoever fetches files. OneTrainer synchronises on a thread of its own, over the SFTP client
+            that its other downloads use too; two threads take each other's answers from that, and wait for ever.
+    """
+
+    reporter: Reporter
+    syncing: threading.RLock = field(default_factory=threading.RLock)
+
+
 # By the cloud section, the one object that OneTrainer shares between the local and the remote configuration.
-_reporters: weakref.WeakKeyDictionary[Any, Reporter] = weakref.WeakKeyDictionary()
+_runs: weakref.WeakKeyDictionary[Any, CloudRun] = weakref.WeakKeyDictionary()
 
 
 def trainer_init(original: Callable[..., None], trainer: Any, *args: Any, **kwargs: Any) -> None:
@@ -30,11 +47,11 @@ def trainer_init(original: Callable[..., None], trainer: Any, *args: Any, **kwar
     section, cloud = getattr(config, SECTION, None), getattr(config, "cloud", None)
     if section is None or cloud is None or not getattr(cloud, "enabled", False):
         return
-    _reporters.pop(cloud, None)
+    _runs.pop(cloud, None)
     if not section.asks_for_plugin():
         return
     reporter = Reporter(trainer.callbacks.on_update_status)
-    _reporters[cloud] = reporter
+    _runs[cloud] = CloudRun(reporter)
     mismatches = install_cloud()
     if not mismatches:
         return
@@ -54,15 +71,15 @@ def setup(original: Callable[..., Any], cloud: Any, *args: Any, **kwargs: Any) -
     Raises:
         EmaSelectError: If the run would be useless. Of wrong settings it is said before a machine is made.
     """
-    reporter = _reporters.get(cloud.config.cloud)
-    if reporter is None:
+    run = _run_of(cloud)
+    if run is None:
         return original(cloud, *args, **kwargs)
     try:
-        check_before_connecting(cloud.config, reporter)
+        check_before_connecting(cloud.config, run.reporter)
         result = original(cloud, *args, **kwargs)
-        prepare(cloud, reporter)
+        prepare(cloud, run.reporter)
     except EmaSelectError as error:
-        reporter.status(str(error))
+        run.reporter.status(str(error))
         raise
     return result
 
@@ -115,23 +132,33 @@ def filter_download(original: Callable[..., Any], config: Any, path: Path, *args
     return original(config, path, *args, **kwargs)
 
 
+def sync_workspace(original: Callable[..., Any], cloud: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for ``LinuxCloud.sync_workspace``: not while the final output is being fetched."""
+    run = _run_of(cloud)
+    if run is None:
+        return original(cloud, *args, **kwargs)
+    with run.syncing:
+        return original(cloud, *args, **kwargs)
+
+
 def download_output_model(original: Callable[..., Any], cloud: Any, *args: Any, **kwargs: Any) -> Any:
     """Stand in for ``BaseCloud.download_output_model``: the other set comes home too, and outputs that are folders.
 
     Raises:
         Exception: Where something of it has not come home; OneTrainer does not delete its workspace then.
     """
-    reporter = _reporters.get(cloud.config.cloud)
-    if reporter is None or not hasattr(cloud.config, "local_output_model_destination"):
+    run = _run_of(cloud)
+    if run is None or not _comes_home(cloud):
         return original(cloud, *args, **kwargs)
-    output = RemoteOutput(cloud)
-    entries = output.entries()
-    wanted = output.last_written() | {output.destination.name, *(entry.name for entry in entries if entry.new)}
-    result = None
-    # OneTrainer would fetch a folder as if it were a file, and fail.
-    if not any(entry.is_folder and entry.name == output.destination.name for entry in entries):
-        result = original(cloud, *args, **kwargs)
-    _fetch(cloud, reporter, output, [entry for entry in entries if entry.name in wanted])
+    with run.syncing:
+        output = RemoteOutput(cloud)
+        entries = output.entries()
+        wanted = output.last_written() | {output.destination.name, *(entry.name for entry in entries if entry.new)}
+        result = None
+        # OneTrainer would fetch a folder as if it were a file, and fail.
+        if not any(entry.is_folder and entry.name == output.destination.name for entry in entries):
+            result = original(cloud, *args, **kwargs)
+        _fetch(cloud, run, output, [entry for entry in entries if entry.name in wanted])
     return result
 
 
@@ -146,28 +173,37 @@ def run_trainer(original: Callable[..., Any], cloud: Any, *args: Any, **kwargs: 
     try:
         return original(cloud, *args, **kwargs)
     except Exception:
-        reporter = _reporters.get(cloud.config.cloud)
-        wanted = reporter is not None and cloud.config.cloud.download_output_model
-        if reporter is not None and wanted and hasattr(cloud.config, "local_output_model_destination"):
+        run = _run_of(cloud)
+        if run is not None and _comes_home(cloud):
             try:
-                output = RemoteOutput(cloud)
-                _fetch(cloud, reporter, output, [entry for entry in output.entries() if entry.new])
+                with run.syncing:
+                    output = RemoteOutput(cloud)
+                    _fetch(cloud, run, output, [entry for entry in output.entries() if entry.new])
             except Exception as error:  # noqa: BLE001 - the training's own error is the one that counts
-                reporter.problem("What the training has written of its final output could not be fetched.", error)
+                run.reporter.problem("What the training has written of its final output was not fetched.", error)
         raise
 
 
-def _fetch(cloud: Any, reporter: Reporter, output: RemoteOutput, entries: list[Any]) -> None:
+def _run_of(cloud: Any) -> CloudRun | None:
+    return _runs.get(cloud.config.cloud)
+
+
+def _comes_home(cloud: Any) -> bool:
+    """Whether the final output is to be fetched: the user may not want it, or keeps it there with `cloud:`."""
+    return bool(cloud.config.cloud.download_output_model) and hasattr(cloud.config, "local_output_model_destination")
+
+
+def _fetch(cloud: Any, run: CloudRun, output: RemoteOutput, entries: Sequence[Entry]) -> None:
     try:
         output.fetch(entries)
     except Exception as error:
-        _keep_machine(cloud, reporter)
+        _keep_machine(cloud, run.reporter)
         raise CloudError(
             f"The final output is on the cloud machine, in {output.destination.parent}, and could not be fetched: "
             f"{error} Fetch it from there before you delete the machine."
         ) from error
     for entry in entries:
-        reporter.say(f"Fetched {output.local.with_name(entry.name)}")
+        run.reporter.say(f"Fetched {output.local.with_name(entry.name)}")
 
 
 def _keep_machine(cloud: Any, reporter: Reporter) -> None:
