@@ -28,6 +28,7 @@ class Seam:
         use: What for, in a few words, for ``doctor``.
         replacement: ``module:function`` below ``onetrainer_ema_select.host`` that takes the original as its
             first argument; empty where the seam is wrapped on one object of a run, or only called.
+        optional: Whether it may be missing, as in an older host: the plugin does it by itself then.
     """
 
     module: str
@@ -35,6 +36,7 @@ class Seam:
     parameters: tuple[str, ...]
     use: str
     replacement: str = ""
+    optional: bool = False
 
     @property
     def label(self) -> str:
@@ -188,6 +190,7 @@ EXPORT_SEAMS: tuple[Seam, ...] = (
         "configure_hub",
         ("token", "offline_mode", "cache_dir"),
         "finds base models",
+        optional=True,
     ),
     Seam(
         "modules.util.NamedParameterGroup",
@@ -385,6 +388,8 @@ def load_replacement(seam: Seam) -> Callable[..., Any]:
 
 def _judge(seam: Seam, found: _Signature | None) -> SeamResult:
     expected = f"({', '.join(seam.parameters)})"
+    if found is None and seam.optional:
+        return SeamResult(seam, None, True, f"{seam.label}: not in this OneTrainer, done without it")
     if found is None:
         return SeamResult(seam, None, False, f"{seam.label}: expected {expected}, found nothing of that name")
     extra = len(found.names) - len(seam.parameters)

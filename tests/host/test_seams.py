@@ -9,7 +9,7 @@ import pytest
 
 import onetrainer_ema_select
 from onetrainer_ema_select.host import seams
-from onetrainer_ema_select.host.seams import SEAMS, Seam, SeamResult, check_live, check_source, mismatches
+from onetrainer_ema_select.host.seams import EXPORT_SEAMS, SEAMS, Seam, SeamResult, check_live, check_source, mismatches
 
 CREATE = "modules.util.create"
 
@@ -244,6 +244,19 @@ def test_the_running_host_is_judged_like_its_source(as_host: Path, what: str) ->
     label, source, _, _ = CHANGES[what]
     write_host(as_host, {label: source})
     assert check_live() == check_source(as_host)
+
+
+def test_what_may_be_missing_is_no_mismatch_but_a_change_of_it_is(tmp_path: Path) -> None:
+    [seam] = [seam for seam in EXPORT_SEAMS if seam.optional]
+    [missing] = check_source(tmp_path, [seam])
+    assert (missing.ok, missing.found) == (True, None)
+    assert missing.sentence == "modules.util.huggingface_util:configure_hub: not in this OneTrainer, done without it"
+    file = tmp_path / "modules" / "util" / "huggingface_util.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("def configure_hub(token): ...\n", encoding="utf-8")
+    [changed] = check_source(tmp_path, [seam])
+    assert not changed.ok
+    assert changed.sentence.endswith("found (token), expected (token, offline_mode, cache_dir)")
 
 
 def test_several_changes_are_all_named(tmp_path: Path) -> None:

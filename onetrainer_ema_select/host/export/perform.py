@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from modules.util import create, huggingface_util
+from modules.util import create
 
 from onetrainer_ema_select.backups import Backup
 from onetrainer_ema_select.choices import WeightSet
@@ -95,8 +96,16 @@ def _connect(config: RunConfig) -> None:
     # What lies on the disk is read without asking the hub either, which may not be reached from here.
     local = all(Path(place).is_dir() for place in places_outside(config).values())
     # A folder of the machine that the run was on may not be there.
-    cache = working.huggingface_cache_dir if Path(working.huggingface_cache_dir).is_dir() else ""
-    huggingface_util.configure_hub("", offline_mode=working.offline_mode or local, cache_dir=cache)
+    cache = getattr(working, "huggingface_cache_dir", "")
+    cache = cache if Path(cache).is_dir() else ""
+    offline = getattr(working, "offline_mode", False) or local
+    try:
+        from modules.util import huggingface_util
+    except ImportError:  # OneTrainer before 2026-07-24, which leaves both to the environment
+        if offline:  # by name: only OneTrainer's environment has it
+            importlib.import_module("huggingface_hub.constants").HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+    else:
+        huggingface_util.configure_hub("", offline_mode=offline, cache_dir=cache)
 
 
 class Exporter:
