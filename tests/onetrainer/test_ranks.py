@@ -31,6 +31,7 @@ from .bench import configs
 from .bench.checkout import package_folder, run_python
 from .bench.configs import Schedule
 from .bench.recording import difference, same_bits
+from .bench.scenario import Scenario
 from .bench.workers import BENCH, Bench
 
 GLOO = BENCH / "gloo"
@@ -240,6 +241,14 @@ def test_ema_off_parks_the_average_once_and_it_is_taken_up_again(runs: tuple[Ran
     assert output.count("its EMA was parked because EMA is off in OneTrainer (ema: OFF)") == 1
     assert output.count("the EMA parked at step 1 was taken up again") == 1
     assert difference(ranks.weights("on again", "end", 0), ranks.weights("on again", "end", 1)) == 0.0
+
+
+def test_a_run_on_two_is_resumed_on_one(bench: Bench, runs: tuple[Ranks, str]) -> None:
+    ranks, _ = runs
+    one = Scenario(bench, "on-one", begin=ranks.folder / "whole")
+    choice = {"resume_backup": "1 step", "resume_weights": "EMA"}
+    one.resume(schedule=SCHEDULE, ema_select=choice).results()[0].require()
+    assert same_bits(one.initial, list(average(pinned(ranks.workspace("whole"))).values()))
 
 
 # -- what goes wrong -----------------------------------------------------------------------------------------
