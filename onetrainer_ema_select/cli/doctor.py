@@ -19,7 +19,14 @@ from onetrainer_ema_select.cli.common import (
 )
 from onetrainer_ema_select.host import dropin
 from onetrainer_ema_select.host.locate import host_commit, host_python, python_without_package
-from onetrainer_ema_select.host.seams import COMPONENT_SEAMS, EXPORT_SEAMS, WINDOW_SEAMS, SeamResult, check_source
+from onetrainer_ema_select.host.seams import (
+    CLOUD_SEAMS,
+    COMPONENT_SEAMS,
+    EXPORT_SEAMS,
+    WINDOW_SEAMS,
+    SeamResult,
+    check_source,
+)
 from onetrainer_ema_select.origin import PACKAGE, install_source
 
 EXAMPLE = f"Example: {PACKAGE} doctor ~/OneTrainer"
@@ -42,12 +49,19 @@ def doctor(
     window_seams = check_source(
         folder, (*WINDOW_SEAMS, *COMPONENT_SEAMS) if (folder / "modules" / "ui").is_dir() else ()
     )
+    cloud_seams = check_source(folder, CLOUD_SEAMS if (folder / "modules" / "cloud").is_dir() else ())
     packages = {name: version_of(name) for name in REQUIRED}
     state = dropin_state(folder)
     actions = advice(
-        folder, seams=seams, export_seams=export_seams, window_seams=window_seams, packages=packages, state=state
+        folder,
+        seams=seams,
+        export_seams=export_seams,
+        window_seams=window_seams,
+        cloud_seams=cloud_seams,
+        packages=packages,
+        state=state,
     )
-    ok = all(seam.ok for seam in (*seams, *export_seams, *window_seams)) and all(packages.values())
+    ok = all(seam.ok for seam in (*seams, *export_seams, *window_seams, *cloud_seams)) and all(packages.values())
     if as_json:
         echo_json(
             {
@@ -63,6 +77,7 @@ def doctor(
                 "seams": [seam_report(seam) for seam in seams],
                 "export_seams": [seam_report(seam) for seam in export_seams],
                 "window_seams": [seam_report(seam) for seam in window_seams],
+                "cloud_seams": [seam_report(seam) for seam in cloud_seams],
                 "advice": actions,
             }
         )
@@ -79,12 +94,17 @@ def doctor(
         typer.echo()
         fitting = sum(seam.ok for seam in seams)
         typer.echo(f"{fitting} of {len(seams)} seams are as expected.")
-        for name, table in (("export", export_seams), ("the window", window_seams)):
+        for name, table in (
+            ("export", export_seams),
+            ("the window", window_seams),
+            ("cloud runs", cloud_seams),
+        ):
             for seam in table:
                 if not seam.ok:
                     typer.echo(f"NOT  for {name}: {seam.sentence}")
             fitting = sum(seam.ok for seam in table)
-            typer.echo(f"{fitting} of {len(table)} seams of {name} are as expected.")
+            if table:
+                typer.echo(f"{fitting} of {len(table)} seams of {name} are as expected.")
         for line in actions:
             typer.echo(line)
     raise typer.Exit(0 if ok else 1)
@@ -126,6 +146,7 @@ def advice(
     seams: tuple[SeamResult, ...],
     export_seams: tuple[SeamResult, ...],
     window_seams: tuple[SeamResult, ...],
+    cloud_seams: tuple[SeamResult, ...],
     packages: dict[str, str | None],
     state: str,
 ) -> list[str]:
@@ -145,6 +166,11 @@ def advice(
         actions.append(
             "The plugin works with this OneTrainer, but cannot show its settings in the window: set them in the config "
             f"file, or get a newer version of the plugin: pip install --upgrade {install_source()}"
+        )
+    if not all(seam.ok for seam in cloud_seams):
+        actions.append(
+            "The plugin does not know this OneTrainer's cloud training: cloud runs with it are refused on the machine "
+            f"that starts them. Get a newer version of the plugin: pip install --upgrade {install_source()}"
         )
     if missing := [name for name, version in packages.items() if version is None]:
         actions.append(f"Install what is missing: pip install {' '.join(missing)}")

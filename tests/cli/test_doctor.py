@@ -16,7 +16,7 @@ import onetrainer_ema_select
 from onetrainer_ema_select import __version__
 from onetrainer_ema_select.cli import doctor
 from onetrainer_ema_select.host import dropin
-from onetrainer_ema_select.host.seams import EXPORT_SEAMS, SEAMS
+from onetrainer_ema_select.host.seams import CLOUD_SEAMS, EXPORT_SEAMS, SEAMS
 from onetrainer_ema_select.origin import install_source
 
 Command = Callable[..., "tuple[int, str, str]"]
@@ -199,3 +199,15 @@ def test_nothing_of_the_host_is_run_or_changed(command: Command, standin: Path) 
     before = {path: path.read_bytes() for path in standin.rglob("*") if path.is_file()}
     command("doctor", standin)
     assert {path: path.read_bytes() for path in standin.rglob("*") if path.is_file()} == before
+
+
+def test_a_cloud_training_that_has_changed(command: Command, standin: Path) -> None:
+    code, out, _ = command("doctor", standin, "--json")
+    assert (code, json.loads(out)["cloud_seams"]) == (0, [])  # the stand-in has none
+    (standin / "modules" / "cloud").mkdir()
+    code, out, err = command("doctor", standin)
+    assert (code, err) == (1, "")
+    lines = out.splitlines()
+    assert lines[-2] == f"1 of {len(CLOUD_SEAMS)} seams of cloud runs are as expected."  # the configuration's
+    assert "NOT  for cloud runs: modules.cloud.BaseCloud:BaseCloud.setup: expected (self), found nothing" in out
+    assert lines[-1].startswith("The plugin does not know this OneTrainer's cloud training: cloud runs with it")

@@ -9,7 +9,16 @@ import pytest
 
 import onetrainer_ema_select
 from onetrainer_ema_select.host import seams
-from onetrainer_ema_select.host.seams import EXPORT_SEAMS, SEAMS, Seam, SeamResult, check_live, check_source, mismatches
+from onetrainer_ema_select.host.seams import (
+    CLOUD_SEAMS,
+    EXPORT_SEAMS,
+    SEAMS,
+    Seam,
+    SeamResult,
+    check_live,
+    check_source,
+    mismatches,
+)
 
 CREATE = "modules.util.create"
 
@@ -336,11 +345,13 @@ def test_a_host_whose_module_raises_something_of_its_own_is_a_mismatch(as_host: 
     assert mismatches(check_live()) == (f"{CREATE_EMA}: could not be imported: RuntimeError: no CUDA driver",)
 
 
-@pytest.mark.parametrize("seam", [seam for seam in SEAMS if seam.replacement], ids=lambda seam: seam.label)
+@pytest.mark.parametrize(
+    "seam", [seam for seam in (*SEAMS, *CLOUD_SEAMS) if seam.replacement], ids=lambda seam: seam.label
+)
 def test_each_replacement_is_a_function_that_takes_the_original_and_what_the_host_passes(seam: Seam) -> None:
     # Read, not imported: these modules need OneTrainer's.
     module, _, name = seam.replacement.partition(":")
-    path = Path(onetrainer_ema_select.__file__).parent / "host" / f"{module}.py"
+    path = Path(onetrainer_ema_select.__file__).parent / "host" / f"{module.replace('.', '/')}.py"
     body = ast.parse(path.read_text(encoding="utf-8")).body
     (function,) = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
     names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]

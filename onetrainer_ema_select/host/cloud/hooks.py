@@ -37,20 +37,21 @@ class CloudRun:
 _runs: weakref.WeakKeyDictionary[Any, CloudRun] = weakref.WeakKeyDictionary()
 
 
-def trainer_init(original: Callable[..., None], trainer: Any, *args: Any, **kwargs: Any) -> None:
+def trainer_init(
+    original: Callable[..., None], trainer: Any, config: Any, callbacks: Any, commands: Any, *args: Any, **kwargs: Any
+) -> None:
     """Stand in for ``BaseTrainer.__init__``: a cloud run that asks for the plugin is prepared, or refused.
 
     It is the first thing that happens after OneTrainer has imported its cloud modules, which only a cloud run does.
     """
-    original(trainer, *args, **kwargs)
-    config = trainer.config
+    original(trainer, config, callbacks, commands, *args, **kwargs)
     section, cloud = getattr(config, SECTION, None), getattr(config, "cloud", None)
     if section is None or cloud is None or not getattr(cloud, "enabled", False):
         return
     _runs.pop(cloud, None)
     if not section.asks_for_plugin():
         return
-    reporter = Reporter(trainer.callbacks.on_update_status)
+    reporter = Reporter(callbacks.on_update_status)
     _runs[cloud] = CloudRun(reporter)
     mismatches = install_cloud()
     if not mismatches:
