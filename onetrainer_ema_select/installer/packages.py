@@ -103,8 +103,9 @@ def uninstall(environment: Probed) -> Probed:
     """
     if NAME in environment.packages:
         _pip(environment, ["uninstall", "--yes", NAME])
-    for place in leftovers(environment):
-        if place.is_dir() and not any(file.is_file() and file.suffix != ".pyc" for file in place.rglob("*")):
+    for place in list(leftovers(environment)):
+        compiled = place.is_dir() and not any(file.is_file() and file.suffix != ".pyc" for file in place.rglob("*"))
+        if compiled or place.name.startswith("~"):
             shutil.rmtree(place, ignore_errors=True)
     after = _unchanged_but_ours(environment)
     if left := [str(place) for place in leftovers(environment)]:

@@ -105,7 +105,7 @@ def install(host: Path, named: Path | None) -> int:
             f'run: "{after.python}" -m onetrainer_ema_select doctor "{host}"',
             path=host,
         ) from None
-    seams = [*report["seams"], *report["export_seams"]]
+    seams = [seam for key, found in report.items() if key.endswith("seams") for seam in found]
     say(f"checked      {sum(seam['ok'] for seam in seams)} of {len(seams)} places in OneTrainer are as expected")
     for seam in seams:
         if not seam["ok"]:

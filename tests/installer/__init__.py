@@ -1,0 +1,1 @@
+"""Installing into OneTrainer's environment, upgrading, and taking it out again."""

@@ -1,0 +1,101 @@
+"""What is put into an environment: the wheel, and what an environment must hold already."""
+
+from __future__ import annotations
+
+import email
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from onetrainer_ema_select import __version__
+from onetrainer_ema_select.errors import InstallError
+from onetrainer_ema_select.installer.packages import missing_packages, refuse_incomplete, with_origin
+from onetrainer_ema_select.installer.target import Probed
+from onetrainer_ema_select.wheel import build_wheel
+
+from .conftest import PACKAGE, copy_clone
+
+ENOUGH = {
+    "torch": "2.9.1+cu128",
+    "numpy": "1.24",
+    "safetensors": "0.4.0",
+    "pydantic": "2.10.6",
+    "typer": "0.12.0",
+    "rich": "13.0",
+    "tqdm": "4.60",
+}
+
+
+def test_what_is_missing_or_too_old() -> None:
+    assert missing_packages(ENOUGH) == []
+    assert missing_packages({**ENOUGH, "torch": "2.5", "pydantic": "3", "rich": "13"}) == []
+    assert missing_packages({**ENOUGH, "pydantic": "2.9.2", "torch": "2.4.1"}) == [
+        "torch>=2.5 (there is 2.4.1)",
+        "pydantic>=2.10 (there is 2.9.2)",
+    ]
+    without = {name: version for name, version in ENOUGH.items() if name != "rich"}
+    assert missing_packages(without) == ["rich>=13 (not there)"]
+
+
+@pytest.mark.parametrize(
+    ("packages", "says"),
+    [
+        ({**ENOUGH, "pip": "23.0", "torch": "2.4"}, ["torch>=2.5 (there is 2.4)", "Nothing was installed", "update"]),
+        ({"pip": "23.0"}, ["torch>=2.5 (not there), numpy>=1.24 (not there)"]),
+        (ENOUGH, ["has no pip, so nothing was installed", f'"{Path("/e/bin/python")}" -m ensurepip']),
+    ],
+)
+def test_an_environment_that_needs_more_is_refused(packages: dict[str, str], says: list[str]) -> None:
+    environment = Probed(Path("/e/bin/python"), (3, 11, 0), Path("/e"), "venv", (), Path("/e/bin"), packages)
+    with pytest.raises(InstallError) as caught:
+        refuse_incomplete(environment)
+    assert [text for text in says if text not in str(caught.value)] == []
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.testzip() is None
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_origin_is_added_and_nothing_else_changed(tmp_path: Path) -> None:
+    plain = contents(wheel := build_wheel(tmp_path / "built"))
+    noted = contents(with_origin(wheel, tmp_path / "a b", tmp_path))
+    info = f"onetrainer_ema_select-{__version__}.dist-info"
+    assert json.loads(noted.pop(f"{info}/direct_url.json")) == {"url": (tmp_path / "a b").as_uri(), "dir_info": {}}
+    record = noted.pop(f"{info}/RECORD").decode()
+    assert {name: plain[name] for name in noted} == noted
+    assert set(plain) - set(noted) == {f"{info}/RECORD"}
+    # pip removes what this lists
+    assert {line.split(",")[0] for line in record.splitlines()} == {*plain, f"{info}/direct_url.json"}
+
+
+def test_it_is_the_wheel_that_the_build_tool_makes(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="the project's build tool is not installed")
+    clone = copy_clone(tmp_path / "clone")
+    code = "from hatchling.build import build_wheel; print(build_wheel('../theirs'))"
+    (tmp_path / "theirs").mkdir()
+    built = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=True)
+    theirs = contents(tmp_path / "theirs" / built.stdout.strip())
+    made = build_wheel(tmp_path / "ours", package=clone / PACKAGE.name)
+    ours = contents(made)
+    assert made.name == built.stdout.strip()
+    assert set(ours) == set(theirs)
+    info = f"onetrainer_ema_select-{__version__}.dist-info"
+    for name in set(ours) - {f"{info}/{own}" for own in ("METADATA", "WHEEL", "RECORD")}:
+        assert ours[name].split() == theirs[name].split() if name.endswith(".txt") else ours[name] == theirs[name], name
+    both = [email.message_from_bytes(one[f"{info}/METADATA"]) for one in (ours, theirs)]
+    for key in ("Name", "Version", "Summary", "Requires-Python"):
+        assert both[0][key] == both[1][key], key
+    needs = [
+        {re.sub(r"\s", "", line) for line in one.get_all("Requires-Dist") or [] if "extra ==" not in line}
+        for one in both
+    ]
+    assert needs[0] == needs[1]
+    tags = [email.message_from_bytes(one[f"{info}/WHEEL"]) for one in (ours, theirs)]
+    assert [(one["Tag"], one["Root-Is-Purelib"]) for one in tags] == [("py3-none-any", "true")] * 2

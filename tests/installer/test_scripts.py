@@ -1,0 +1,96 @@
+"""The scripts as files: what git makes of them, and what cmd.exe and bash need."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import PACKAGE, ROOT, SCRIPTS, copy_clone, git
+
+BATCH = [ROOT / name for name in SCRIPTS if name.endswith(".bat")]
+
+
+@pytest.mark.parametrize("script", BATCH, ids=lambda path: path.name)
+def test_batch_files_are_what_cmd_can_read(script: Path) -> None:
+    raw = script.read_bytes()
+    assert raw.isascii()
+    assert raw.count(b"\n") == raw.count(b"\r\n") > 3
+    text = raw.decode()
+    assert "EnableDelayedExpansion" not in text
+    commands = [line for line in text.splitlines() if line and not line.startswith(("rem ", "echo ", ":"))]
+    # a path with a parenthesis would close a block; one with a space or & has to be quoted
+    assert not [line for line in commands if line.endswith("(") or line.startswith(")")]
+    for line in commands:
+        for name in ("%~dp0", "%RUN%", "%TRY%", "%LINE%"):
+            before, found, _ = line.partition(name)
+            assert not found or before.count('"') % 2 == 1, line
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+@pytest.mark.parametrize("autocrlf", ["true", "false", "input"])
+def test_line_ends_and_modes_survive_git(tmp_path: Path, autocrlf: str) -> None:
+    origin, clone = tmp_path / "origin", tmp_path / "clone"
+    origin.mkdir()
+    for name in (*SCRIPTS, ".gitattributes", "pyproject.toml"):
+        shutil.copy2(ROOT / name, origin / name)
+    git(origin, "init", "--quiet")
+    git(origin, "add", ".")
+    git(origin, "commit", "--quiet", "-m", "all")
+    command = ["git", "clone", "--quiet", "-c", f"core.autocrlf={autocrlf}", str(origin), str(clone)]
+    subprocess.run(command, capture_output=True, check=True)
+    for name in (*SCRIPTS, "pyproject.toml"):
+        assert (clone / name).read_bytes() == (ROOT / name).read_bytes(), name
+    modes = {line.split("\t")[1]: line[:6] for line in git(origin, "ls-files", "--stage").splitlines()}
+    if os.name != "nt":
+        assert {modes["install.sh"], modes["uninstall.sh"]} == {"100755"}
+        assert os.access(clone / "install.sh", os.X_OK)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="for bash")
+def test_bash_without_any_python(tmp_path: Path) -> None:
+    clone = copy_clone(tmp_path / "a b")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname"):
+        (tools / name).symlink_to(shutil.which(name) or "")
+    # too old, so it is passed over
+    (tools / "python3").write_text("#!/bin/bash\nexit 1\n", encoding="utf-8")
+    (tools / "python3").chmod(0o755)
+    ran = subprocess.run(
+        ["bash", clone / "uninstall.sh"],
+        env={"PATH": str(tools), "HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == (
+        "No Python of version 3.10 or newer was found. Run OneTrainer's own install.sh first, then this again.\n"
+    )
+
+
+def test_the_program_needs_the_standard_library_alone(tmp_path: Path) -> None:
+    clone = copy_clone(tmp_path / "clone")
+    command = [sys.executable, "-I", "-S", clone / PACKAGE.name / "installer" / "__main__.py"]
+    ran = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "--uninstall" in ran.stdout
+    wrong = subprocess.run([*command, "--nothing"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert not list(clone.rglob("__pycache__"))
+
+
+def test_an_old_python_is_told(tmp_path: Path) -> None:
+    # as text: there is no such Python here, and one would stop at the first line that it cannot read
+    source = (PACKAGE / "installer" / "__main__.py").read_text(encoding="utf-8")
+    compile(source, "__main__.py", "exec")
+    code = "import sys; sys.version_info = (3, 9, 1)\n" + source
+    ran = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr == f"This needs Python 3.10 or newer, and this is not: {sys.executable}\n"
