@@ -29,7 +29,7 @@ def create_model_loader(original: Callable[..., Any], trainer: Any, *args: Any, 
     if stale is not None:  # a start that failed before its end
         stale.close()
     if not section.asks_for_plugin():
-        mistakes = section.mistakes_while_off()
+        mistakes = section.mistakes()
         if mistakes and multi_gpu_util.is_master():
             Reporter(trainer.callbacks.on_update_status).say(
                 f"The plugin is off for this run ({SECTION}.enabled is false). {mistakes}"
