@@ -96,10 +96,14 @@ class Schedule:
 
 
 def write_json(path: Path, value: object) -> Path:
-    """Write ``value`` as JSON to ``path``, making its folder; returns ``path``."""
+    """Write ``value`` as JSON to ``path``, making its folder; returns ``path``.
+
+    In one step: a run that is queued in the same folder may be reading what the next one is given again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    return path
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    return new.replace(path)
 
 
 def concepts(models: Path, *, images: int) -> list[Config]:
