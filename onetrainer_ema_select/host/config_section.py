@@ -62,9 +62,10 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
             self._not_a_section = data
             return self
         if VERSION_KEY in data:
-            # A whole section, as the window loads one after the other: no mistake of the last one is left.
-            self._given.clear()
-            self._not_a_section = None
+            # A whole section, as the window loads one after the other: nothing of the last one is left.
+            self.drop_mistakes()
+            for name, default in self.default_values_by_name.items():
+                setattr(self, name, default)
         settable = {key: value for key, value in data.items() if self._can_set(key, value)}
         super().from_dict(settable, migrate=migrate)
         for key, value in data.items():

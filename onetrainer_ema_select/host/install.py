@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from onetrainer_ema_select.errors import HostMismatchError
-from onetrainer_ema_select.host import seams
+from onetrainer_ema_select.host import notices, seams
 
 _FIRST = next(seam for seam in seams.SEAMS if seam.replacement.startswith("config_section:"))
 
@@ -154,7 +154,9 @@ def _refuse_runs() -> None:
         if section is not None and section.asks_for_plugin():
 
             def start() -> None:
-                raise HostMismatchError(_mismatches)
+                error = HostMismatchError(_mismatches)
+                notices.leave([str(error)])
+                raise error
 
             self.start = start
 

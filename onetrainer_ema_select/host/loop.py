@@ -39,8 +39,8 @@ def create_model_loader(original: Callable[..., Any], trainer: Any, *args: Any, 
         settings = section.settings()  # every process has the same configuration
         session = Session(trainer, settings, decided_by_first(lambda: decide(settings, trainer.config)))
     except EmaSelectError as error:
-        # The window shows only that there was an error; its status line can say which.
-        Reporter(trainer.callbacks.on_update_status).status(str(error))
+        # The window shows only that there was an error.
+        Reporter(trainer.callbacks.on_update_status).show(error)
         raise
     session.register()
     _attach(session)

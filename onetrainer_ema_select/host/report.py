@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from onetrainer_ema_select.host import notices
+
 
 class Reporter:
     """Prints between OneTrainer's progress bars and remembers problems."""
@@ -32,6 +34,11 @@ class Reporter:
         with contextlib.suppress(Exception):
             self._status(text)
 
+    def show(self, error: Exception) -> None:
+        """Show an error in the window until the user closes it; on the console it is told by who raises it."""
+        self.status(str(error))
+        notices.leave([str(error)])
+
     def problem(self, text: str, error: BaseException | None = None) -> None:
         """Print what went wrong, with its cause, now and once more at the end."""
         if error is not None:
@@ -51,3 +58,4 @@ class Reporter:
         for text in self.problems:
             self.say(f"- {text}")
         self.status(f"ema_select: {self.problems[-1]}")
+        notices.leave(self.problems)

@@ -228,16 +228,21 @@ class Session:
             self.lost.append(
                 f"the backup {self.last_backup.name} (it is gone; OneTrainer removes one that it cannot finish)"
             )
-        if self.lost and threading.current_thread() is threading.main_thread():
+        if not self.lost:
+            return
+        error = EmaSelectError(
+            "The run has ended, but not everything that was asked for is on the disk: "
+            f"{'; '.join(self.lost)}. Free disk space or mend the folder, then start the same run again with "
+            "continue_last_backup: it goes on from the newest backup, and where nothing is left to train it writes "
+            "what is missing of the final output."
+        )
+        if threading.current_thread() is threading.main_thread():
             from onetrainer_ema_select.host.processes import leave_group  # it imports the host
 
             leave_group()
-            raise EmaSelectError(
-                "The run has ended, but not everything that was asked for is on the disk: "
-                f"{'; '.join(self.lost)}. Free disk space or mend the folder, then start the same run again with "
-                "continue_last_backup: it goes on from the newest backup, and where nothing is left to train it writes "
-                "what is missing of the final output."
-            )
+            raise error
+        self.reporter.say(str(error))
+        self.reporter.show(error)
 
 
 def ema_device(config: Any) -> torch.device:

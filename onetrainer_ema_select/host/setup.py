@@ -9,6 +9,7 @@ import torch
 from modules.util import multi_gpu_util
 from torch import Tensor
 
+from onetrainer_ema_select.errors import EmaSelectError
 from onetrainer_ema_select.host.announce import announce
 from onetrainer_ema_select.host.ema import HostEma
 from onetrainer_ema_select.host.session import Session, ema_device, session_of
@@ -27,7 +28,11 @@ def create_setup(original: Callable[..., Any], trainer: Any, *args: Any, **kwarg
 
     def create_parameters(model: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
         collection = original_create(model, config, *args, **kwargs)
-        session.adopt(model, collection.parameters())
+        try:
+            session.adopt(model, collection.parameters())
+        except EmaSelectError as error:
+            session.reporter.show(error)
+            raise
         return collection
 
     setup.create_parameters = create_parameters

@@ -22,7 +22,8 @@ NOT_CONTINUING = (
 )
 #: Below the rows of OneTrainer's backup tab, with room for those that it will get.
 _ROW = 20
-_ATTRIBUTE = "_ema_select_rows"
+#: Where the rows and the list are kept on OneTrainer's views.
+ROWS, PANEL = "_ema_select_rows", "_ema_select_panel"
 
 
 def build_backup_tab(original: Callable[..., Any], view: Any, frame: Any, controller: Any, ui_state: Any) -> Any:
@@ -35,7 +36,7 @@ def build_backup_tab(original: Callable[..., Any], view: Any, frame: Any, contro
         lambda: view.components.inline_frame(frame, _ROW, 0, 5),
         lambda *its: _fill_backup_tab(view, *its),
     )
-    _show_notices_of(view)
+    _follow_end(view)
     return result
 
 
@@ -46,7 +47,7 @@ def build_training_tab(
 
     The rows go into the first row of the last column that is free: the top one for most types of models.
     """
-    if (old := view.__dict__.pop(_ATTRIBUTE, None)) is not None:
+    if (old := view.__dict__.pop(ROWS, None)) is not None:
         old.close()
     result = original(view, column_0, column_1, column_2, *rest)
     row = next(row for row in itertools.count() if toolkit.is_free(column_2, row))
@@ -89,7 +90,9 @@ def _fill_backup_tab(view: Any, outer: Any, rows: SettingRows) -> None:
     rows.show_if(lambda: rows.section.asks_for_plugin() and not rows.continues, line)
 
     rows.watch()
-    BackupsPanel(view, rows, _section(components, outer, 3)).build()
+    panel = BackupsPanel(view, rows, _section(components, outer, 3))
+    panel.build()
+    setattr(view, PANEL, panel)
 
 
 def _section(components: Any, outer: Any, row: int) -> Any:
@@ -137,7 +140,7 @@ def _guarded(view: Any, ui_state: Any, make_frame: Callable[[], Any], fill: Call
         frame = make_frame()
         rows = SettingRows(view.components, ui_state)
         fill(frame, rows)
-        setattr(view, _ATTRIBUTE, rows)
+        setattr(view, ROWS, rows)
     except Exception as error:  # noqa: BLE001 - OneTrainer's window must open
         traceback.print_exc()
         try:
@@ -158,13 +161,18 @@ def _left_out(error: Exception) -> str:
     )
 
 
-def _show_notices_of(view: Any) -> None:
-    """Show what a run has left to say when it has stopped: OneTrainer has written over its status line by then."""
+def _follow_end(view: Any) -> None:
+    """When a run has stopped, list its backups, and show what it has left to say.
+
+    By then OneTrainer has written over its status line.
+    """
     original = view.on_training_stopped
 
     def on_training_stopped(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         try:
+            if (panel := getattr(view, PANEL, None)) is not None:
+                panel.refresh()
             texts = notices.take()
             if texts:
                 view.on_update_status(f"{HEADING}: {shortened(texts[-1])}")
