@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +48,22 @@ def test_the_same_files_give_the_same_bytes(tmp_path: Path):
     first, second = wheel.build_wheel(tmp_path / "a"), wheel.build_wheel(tmp_path / "b")
     assert first.read_bytes() == second.read_bytes()
     assert zipfile.ZipFile(first).testzip() is None
+
+
+def test_the_fingerprint_is_that_of_the_files_their_names_and_nothing_else(tmp_path: Path):
+    def fingerprint(**files: str) -> str:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        for name, text in files.items():
+            place = folder / name.replace("__", "/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text, encoding="utf-8")
+        (folder / "__pycache__").mkdir()
+        (folder / "__pycache__" / "a.cpython-311.pyc").write_text(str(files), encoding="utf-8")
+        return wheel.fingerprint(folder)
+
+    same = fingerprint(a="1", sub__b="2")
+    assert same == fingerprint(sub__b="2", a="1")
+    assert len({same, fingerprint(a="2", sub__b="1"), fingerprint(a="1", b="2"), fingerprint(a="1")}) == 4
 
 
 def test_it_runs_as_a_file_without_site_packages(tmp_path: Path):

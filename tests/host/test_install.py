@@ -116,3 +116,55 @@ def assert_refused(owners: dict[str, Any], sentence: str) -> None:
     with pytest.raises(HostMismatchError) as caught:
         refused.start()
     assert sentence in str(caught.value)
+
+
+class Cloud:
+    """A host's class with a method and a static one, which is called on the class as OneTrainer does."""
+
+    def setup(self) -> str:
+        return "host's"
+
+    @staticmethod
+    def _filter_download(config: str, path: str) -> str:
+        return f"host's of {config} {path}"
+
+
+@pytest.fixture
+def cloud(mocker: MockerFixture) -> Iterator[Any]:
+    module = types.ModuleType("modules.cloud.BaseCloud")
+    module.Cloud = Cloud  # type: ignore[attr-defined]
+    mocker.patch.dict(sys.modules, {"modules": types.ModuleType("modules"), "modules.cloud.BaseCloud": module})
+    table = tuple(
+        Seam("modules.cloud.BaseCloud", f"Cloud.{name}", parameters, "", "x:y")
+        for name, parameters in (("setup", ("self",)), ("_filter_download", ("config", "path")))
+    )
+    mocker.patch.object(seams, "CLOUD_SEAMS", table)
+    mocker.patch.object(
+        seams, "load_replacement", lambda seam: lambda original, *args, **kwargs: f"ours of {original(*args, **kwargs)}"
+    )
+    yield mocker
+    installing.disarm()
+
+
+def answers() -> tuple[str, str, str]:
+    static = Cloud._filter_download
+    return Cloud().setup(), static(config="c", path="p"), Cloud()._filter_download("c", "p")
+
+
+def test_the_cloud_is_replaced_once_when_it_is_asked_for_and_put_back(cloud: Any) -> None:
+    before = answers()
+    assert installing.install_cloud() == ()
+    assert installing.install_cloud() == ()
+    assert answers() == ("ours of host's", "ours of host's of c p", "ours of host's of c p")
+    installing.disarm()
+    assert answers() == before
+
+
+def test_of_a_cloud_that_differs_nothing_is_replaced(cloud: Any) -> None:
+    before = answers()
+    wrong = Seam("modules.cloud.BaseCloud", "Cloud.close", ("self",), "")
+    cloud.patch.object(seams, "CLOUD_SEAMS", (*seams.CLOUD_SEAMS, wrong))
+    (sentence,) = installing.install_cloud()
+    assert "Cloud.close: expected (self), found nothing" in sentence
+    assert installing.install_cloud() == (sentence,)
+    assert answers() == before

@@ -1,7 +1,7 @@
 """OneTrainer's cloud training with the plugin: from this machine to one behind a real SSH server, which is this one.
 
-OneTrainer's own CloudTrainer, LinuxCloud and SFTP synchronisation do all of it. There is no GPU and no RunPod: what
-creates, stops and deletes machines is not run here.
+OneTrainer's own CloudTrainer, LinuxCloud and synchronisation (by scp, and by SFTP for the run that is refused) do all
+of it. There is no GPU and no RunPod: what creates, stops and deletes machines is not run here.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import ast
 import itertools
 import json
+import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -28,7 +31,8 @@ from .bench.workers import BENCH, Bench
 
 pytestmark = pytest.mark.slow
 
-PASSED_ON = "the password of nobody"
+#: OneTrainer's default is to copy with this program; where it is missing, its own SFTP does it all.
+SCP = shutil.which("scp") if shutil.which("ssh-keygen") else None
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,14 @@ class Machine:
     @property
     def onetrainer(self) -> Path:
         return self.root / "OneTrainer"
+
+    @property
+    def key(self) -> Path:
+        return self.root / "key"
+
+    @property
+    def broken(self) -> Path:
+        return self.root / "OneTrainer-without-pip"
 
     @property
     def remote_dir(self) -> Path:
@@ -77,7 +89,16 @@ def machine(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ma
     made = Machine(root, int(process.stdout.readline()), log)
     copy_checkout(host, made.onetrainer)
     make_environment(host, made.onetrainer / "venv")
-    yield made
+    with pytest.MonkeyPatch.context() as patch:
+        if SCP:
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", made.key], check=True)
+            # the machine's key must not get into the list of known hosts of whoever runs the tests
+            script = f'#!/bin/sh\nexec {SCP} -q -o UserKnownHostsFile=/dev/null "$@"\n'
+            (root / "bin").mkdir()
+            (root / "bin" / "scp").write_text(script, encoding="utf-8")
+            (root / "bin" / "scp").chmod(0o755)
+            patch.setenv("PATH", str(root / "bin"), prepend=os.pathsep)
+        yield made
     process.stdin.close()
     process.wait(timeout=20)
 
@@ -104,30 +125,48 @@ def cloud_config(machine: Machine, bench: Bench, run: Path, **cloud: Any) -> con
 
 
 def train(machine: Machine, bench: Bench, config: configs.Config, run: Path) -> subprocess.CompletedProcess[str]:
-    secrets = {"cloud": {"host": "127.0.0.1", "port": str(machine.port), "user": "root", "password": PASSED_ON}}
+    secret = {"key_file": str(machine.key)} if config["cloud"]["file_sync"] == "NATIVE_SCP" else {"password": "any"}
+    secrets = {"cloud": {"host": "127.0.0.1", "port": str(machine.port), "user": "root", **secret}}
     path = configs.write_json(run / "secrets.json", secrets)
     return bench.train(config, "--secrets-path", str(path), plugin=True)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A cloud run that has ended: its folder here, what was printed, and the commands that the machine was given."""
+    """A cloud run that has ended: its folder here, how it ended, and the commands that the machine was given."""
 
     run: Path
-    output: str
+    done: subprocess.CompletedProcess[str]
     commands: list[str]
 
 
 @pytest.fixture(scope="module")
-def trained(machine: Machine, bench: Bench) -> Trained:
-    run = bench.new_folder("cloud")
+def both(machine: Machine, bench: Bench) -> tuple[Trained, Trained]:
+    """A run on the machine, and at the same time one on an OneTrainer there that cannot have the plugin."""
+    broken = copy_checkout(bench.host, machine.broken)
+    subprocess.run([bench.host.python, "-m", "venv", "--without-pip", broken / "venv"], check=True)
+    runs = [bench.new_folder("cloud"), bench.new_folder("refused")]
     # of another workspace's run, which ours may not clear away
-    unfinished = machine.there(run / "workspace") / "save" / ".ema_select-staging-0123abcd-x" / "model.safetensors"
+    unfinished = machine.there(runs[0] / "workspace") / "save" / ".ema_select-staging-0123abcd-x" / "model.safetensors"
     unfinished.parent.mkdir(parents=True)
     unfinished.write_text("half of it", encoding="utf-8")
-    done = train(machine, bench, cloud_config(machine, bench, run), run)
+    method = "NATIVE_SCP" if SCP else "FABRIC_SFTP"
+    options = ({"file_sync": method}, {"onetrainer_dir": str(broken), "remote_dir": str(machine.root / "elsewhere")})
+    prepared = [cloud_config(machine, bench, run, **option) for run, option in zip(runs, options, strict=True)]
+    with ThreadPoolExecutor() as threads:
+        ended = list(threads.map(lambda config, run: train(machine, bench, config, run), prepared, runs))
+    commands = machine.commands()
+    on_broken = [command for command in commands if str(broken) in command]
+    others = [command for command in commands if command not in on_broken]
+    good, bad = zip(runs, ended, (others, on_broken), strict=True)
+    return Trained(*good), Trained(*bad)
+
+
+@pytest.fixture(scope="module")
+def trained(both: tuple[Trained, Trained]) -> Trained:
+    done = both[0].done
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
-    return Trained(run, done.stdout + done.stderr, machine.commands())
+    return both[0]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -230,17 +269,18 @@ def test_what_comes_home_of_a_workspace_for_every_choice_of_flags(
     assert home == expected
 
 
-def test_a_machine_that_cannot_have_it_trains_nothing(machine: Machine, bench: Bench):
-    root = machine.root / "without pip"
-    broken = copy_checkout(bench.host, root / "OneTrainer")
-    subprocess.run([bench.host.python, "-m", "venv", "--without-pip", broken / "venv"], check=True)
-    run = bench.new_folder("refused")
-    before = len(machine.commands())
-    done = train(machine, bench, cloud_config(machine, bench, run, onetrainer_dir=str(broken)), run)
-    assert done.returncode != 0
-    commands = machine.commands()[before:]
-    assert any("-m pip install" in command for command in commands)
-    assert not any("train_remote" in command for command in commands)
-    last = done.stderr[done.stderr.rindex("Nothing was trained on the cloud machine") :]
-    for part in (f"enabled, in the Python of {broken}", "No module named pip", "ema_select.enabled=false", "doctor ."):
+def test_a_machine_that_cannot_have_it_trains_nothing(both: tuple[Trained, Trained], machine: Machine):
+    refused = both[1]
+    assert refused.done.returncode != 0
+    assert any("-m pip install" in command for command in refused.commands)
+    assert not any("train_remote" in command for command in refused.commands)
+    assert not machine.there(refused.run).exists()  # nothing was uploaded either
+    error = refused.done.stderr
+    last = error[error.rindex("Nothing was trained on the cloud machine") :]
+    for part in (
+        f"enabled, in the Python of {machine.broken}",
+        "No module named pip",
+        "ema_select.enabled=false",
+        "doctor .",
+    ):
         assert part in last, last

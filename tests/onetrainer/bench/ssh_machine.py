@@ -5,7 +5,7 @@ Run by OneTrainer's own python, which has paramiko::
     python ssh_machine.py LOG
 
 Prints the port on its standard output and serves until its standard input is closed. Every command that it is given
-is run by bash, and written into LOG, a JSON string a line. Any password is right.
+is run by bash, and written into LOG, a JSON string a line. Any password and any key is right.
 """
 
 from __future__ import annotations
@@ -51,6 +51,15 @@ class Files(paramiko.SFTPServerInterface):
         return paramiko.SFTP_OK
 
 
+class FileServer(paramiko.SFTPServer):
+    """Says at its end that all went well, as OpenSSH's does; `scp` counts a missing word as a failure."""
+
+    def start_subsystem(self, name: str, transport: Any, channel: Any) -> None:
+        super().start_subsystem(name, transport, channel)
+        channel.send_exit_status(0)
+        channel.close()
+
+
 class Door(paramiko.ServerInterface):
     """Lets everybody in, and runs what they say."""
 
@@ -60,8 +69,11 @@ class Door(paramiko.ServerInterface):
     def check_auth_password(self, username: str, password: str) -> int:
         return paramiko.AUTH_SUCCESSFUL
 
+    def check_auth_publickey(self, username: str, key: Any) -> int:
+        return paramiko.AUTH_SUCCESSFUL
+
     def get_allowed_auths(self, username: str) -> str:
-        return "password"
+        return "password,publickey"
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
         return paramiko.OPEN_SUCCEEDED
@@ -105,7 +117,7 @@ def serve(listener: socket.socket, log: Path) -> None:
         connection, _ = listener.accept()
         transport = paramiko.Transport(connection)
         transport.add_server_key(key)
-        transport.set_subsystem_handler("sftp", paramiko.SFTPServer, Files)
+        transport.set_subsystem_handler("sftp", FileServer, Files)
         transport.start_server(event=threading.Event(), server=Door(log))
 
 
