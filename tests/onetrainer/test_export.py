@@ -132,8 +132,11 @@ def exports(bench: Bench, plugin_batch: Batch, exporter: Exporter) -> dict[str, 
             formats = [each for each in formats if each.name == run.config["output_model_format"]] + formats[:1]
         orders = {}
         for folder in formats:
-            [model] = [path for path in (folder / "ema").iterdir() if not path.name.endswith((".yaml", "_embeddings"))]
-            place = bench.new_folder("export") / model.name
+            names = [path.name for path in (folder / "ema").iterdir()]
+            [model] = {name for name in names if not name.endswith((".yaml", "_embeddings"))} - {"refused.txt"} or {
+                folder.name
+            }
+            place = bench.new_folder("export") / model
             orders[folder.name] = exporter.order(backup_of(run), place, format=folder.name)
         results = exporter.carry_out(*orders.values())
         found[name] = Exports(run, dict(zip(orders, results, strict=True)))
