@@ -17,12 +17,18 @@ NOT_COPIED = ("venv", ".venv", ".git", "__pycache__", "workspace", "workspace-ca
 TIMEOUT_SECONDS = 300
 
 # What an older OneTrainer cannot do at all is mended in the copy, so that the plugin can be tested with it: before
-# 23df3832 no Stable Cascade can be fine-tuned. File, what stands there, what should.
+# 23df3832 no Stable Cascade can be fine-tuned, before f89bbb3e no LoRA of SDXL's text encoders loaded from a backup.
+# File, what stands there, what should.
 MENDED = (
     (
         Path("modules", "modelSetup", "WuerstchenFineTuneSetup.py"),
         "model.text_encoder, config.text_encoder",
         "model.prior_text_encoder, config.text_encoder",
+    ),
+    (
+        Path("modules", "module", "LoRAModule.py"),
+        "if k.startswith(self.prefix)}",
+        "if k.startswith(self.prefix + '.' if self.prefix else '')}",
     ),
 )
 
