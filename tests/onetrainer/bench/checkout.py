@@ -19,6 +19,7 @@ TIMEOUT_SECONDS = 300
 # What an older OneTrainer cannot do at all is mended in the copy, so that the plugin can be tested with it: before
 # 23df3832 no Stable Cascade can be fine-tuned, before f89bbb3e no LoRA of SDXL's text encoders loaded from a backup.
 # File, what stands there, what should.
+_OWN_KEYS = "can pop states\n        state_dict = {k: v for (k, v) in state_dict.items() if k.startswith(self.prefix"
 MENDED = (
     (
         Path("modules", "modelSetup", "WuerstchenFineTuneSetup.py"),
@@ -27,8 +28,8 @@ MENDED = (
     ),
     (
         Path("modules", "module", "LoRAModule.py"),
-        "if k.startswith(self.prefix)}",
-        "if k.startswith(self.prefix + '.' if self.prefix else '')}",
+        f"{_OWN_KEYS})}}",
+        f"{_OWN_KEYS} + '.' * bool(self.prefix))}}",
     ),
 )
 
