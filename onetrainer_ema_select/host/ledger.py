@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Collection
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -94,13 +94,34 @@ class Ledger:
         written |= _milestones_on_disk(self._saves, step=step, run=run, leg=leg)
         return tuple(name for name in milestones if any((name, each) not in written for each in sets))
 
-    def finals(self, *, step: int, run: str, leg: str) -> frozenset[WeightSet]:
-        """The sets whose final output a leg of a run has written at a step, as far as they are still there."""
+    def finals(self, *, step: int, run: str, leg: str, folder: Path) -> frozenset[WeightSet]:
+        """The sets whose final output a leg of a run has written at a step, as far as they are still there.
+
+        Args:
+            step: The step of the run's end.
+            run: The run.
+            leg: The leg of that run.
+            folder: Where the final output belongs now. A workspace that has come home from a cloud machine names
+                paths of that machine; what lies here under the same name and says that it is that output counts.
+        """
         return frozenset(
             record.weight_set
             for record in self._records
-            if record.final and (record.step, record.run, record.leg) == (step, run, leg) and record.path.exists()
+            if record.final
+            and (record.step, record.run, record.leg) == (step, run, leg)
+            and (record.path.exists() or _is_output(folder / _name_of(record.path), record))
         )
+
+
+def _name_of(path: Path) -> str:
+    """A path's last part, whichever system it is of."""
+    return PureWindowsPath(str(path)).name
+
+
+def _is_output(path: Path, record: SaveRecord) -> bool:
+    marks = save_metadata(path) if path.exists() else {}
+    found = (marks.get("run"), marks.get("leg", ""), marks.get("step"), marks.get("set"))
+    return found == (record.run, record.leg, str(record.step), str(record.weight_set))
 
 
 def _milestones_on_disk(folder: Path, *, step: int, run: str, leg: str) -> set[tuple[str, WeightSet]]:

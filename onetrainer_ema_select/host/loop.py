@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from modules.util import multi_gpu_util
@@ -132,7 +133,12 @@ def _take_up_final_output(session: Session) -> None:
     if getattr(session.config, "only_cache", False) or model.train_progress.epoch < session.config.epochs:
         return
     sets = session.sets_written(milestone=True)
-    session.final_done = session.ledger.finals(step=contents.step, run=session.run, leg=session.plan.leg.id)
+    session.final_done = session.ledger.finals(
+        step=contents.step,
+        run=session.run,
+        leg=session.plan.leg.id,
+        folder=Path(session.config.output_model_destination).parent,
+    )
     missing = [set_suffix(weight_set) for weight_set in sets if weight_set not in session.final_done]
     if session.plan.weights is WeightSet.EMA or not (missing or session.milestones.pending):
         session.reporter.say("Nothing is left to train: the backup is of the end of the run. Nothing was written.")

@@ -63,12 +63,29 @@ def test_a_final_output_counts_while_it_is_there(tmp_path: Path) -> None:
     place.touch()
     ledger.add(record(step=8, path=place, run="a", final=True))
     ledger.add(record(step=8, path=place, run="a", weight_set=WeightSet.NON_EMA))  # a save, not the output
-    assert Ledger(tmp_path).finals(step=8, run="a", leg="") == {WeightSet.EMA}
-    assert ledger.finals(step=8, run="a", leg="2") == frozenset()
-    assert ledger.finals(step=4, run="a", leg="") == frozenset()
-    assert ledger.finals(step=8, run="b", leg="") == frozenset()
+    assert Ledger(tmp_path).finals(step=8, run="a", leg="", folder=tmp_path) == {WeightSet.EMA}
+    assert ledger.finals(step=8, run="a", leg="2", folder=tmp_path) == frozenset()
+    assert ledger.finals(step=4, run="a", leg="", folder=tmp_path) == frozenset()
+    assert ledger.finals(step=8, run="b", leg="", folder=tmp_path) == frozenset()
     place.unlink()
-    assert ledger.finals(step=8, run="a", leg="") == frozenset()
+    assert ledger.finals(step=8, run="a", leg="", folder=tmp_path) == frozenset()
+
+
+@pytest.mark.parametrize("there", ["/workspace/remote/out/model.safetensors", "D:\\out\\model.safetensors"])
+def test_a_final_output_that_has_come_from_another_machine_counts_by_what_it_says(tmp_path: Path, there: str) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.add(record(step=8, path=Path(there), run="a", leg="2", final=True))
+
+    def counts() -> bool:
+        return bool(ledger.finals(step=8, run="a", leg="2", folder=tmp_path / "out"))
+
+    assert not counts()
+    (tmp_path / "out").mkdir()
+    marks = {"run": "a", "leg": "2", "step": "8", "set": "EMA"}
+    for wrong in ("run", "leg", "step", "set", None):
+        metadata = {f"ema_select.{key}": "other" if key == wrong else value for key, value in marks.items()}
+        save_file({"x": torch.zeros(1)}, tmp_path / "out" / "model.safetensors", metadata=metadata)
+        assert counts() is (wrong is None)
 
 
 @pytest.mark.parametrize(
