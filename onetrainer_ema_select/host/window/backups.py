@@ -139,7 +139,7 @@ class BackupsPanel:
                 action()
             except Exception as error:  # noqa: BLE001 - in the toolkit's loop nobody else catches it
                 traceback.print_exc()
-                self.components.set_label_text(self.detail, f"{type(error).__name__}: {error}")
+                toolkit.set_text(self.components, self.detail, f"{type(error).__name__}: {error}")
 
         return act
 
@@ -172,7 +172,7 @@ class BackupsPanel:
     def show_chosen(self) -> None:
         """Say what there is to say of the chosen backup."""
         entry = self.chosen
-        self.components.set_label_text(self.detail, entry.detail)
+        toolkit.set_text(self.components, self.detail, entry.detail)
         for widget in (self.resume, self.button):
             toolkit.enable(self.components, widget, entry.complete and self.job is None)
         self.suggest()
@@ -206,7 +206,7 @@ class BackupsPanel:
         if not section.asks_for_plugin():
             return ""
         try:
-            return f"The next training: {decide(section.settings(), self.config).plan.sentence}"
+            return f"The next training will say: {decide(section.settings(), self.config).plan.sentence}"
         except EmaSelectError as error:
             return f"The next training would be refused: {error}"
         except Exception as error:  # noqa: BLE001 - a folder that vanishes while it is read
@@ -237,7 +237,7 @@ class BackupsPanel:
         if backup is None or self.job is not None:
             return
         if not value["output"]:
-            self.components.set_label_text(self.result, "Not exported: type a file or folder under Output.")
+            toolkit.set_text(self.components, self.result, "Not exported: type a file or folder under Output.")
             return
         chosen = {name: self.own.get_var(name).get() for name in ("format", "dtype")}
         self.job = ExportJob(
@@ -261,11 +261,11 @@ class BackupsPanel:
         if job is None:
             return
         if not job.finished:
-            self.components.set_label_text(self.result, job.progress_text())
+            toolkit.set_text(self.components, self.result, job.progress_text())
             toolkit.set_progress(self.bar, job.fraction or 0.0)
             self.components.call_after(self.frame, _POLL_MILLISECONDS, self.guarded(self.poll))
             return
         self.job = None
         toolkit.show(self.bar, False)
-        self.components.set_label_text(self.result, job.text)
+        toolkit.set_text(self.components, self.result, job.text)
         self.show_chosen()

@@ -102,13 +102,13 @@ class SettingRows:
             Its label.
         """
         label = self.line(frame, row, columns, width=width)
-        self._notes.append(lambda: self.components.set_label_text(label, text()))
+        self._notes.append(lambda: toolkit.set_text(self.components, label, text()))
         return label
 
     def line(self, frame: Any, row: int, columns: int, *, width: int = WIDE) -> Any:
         """Put an empty text into a frame, with the arguments of :meth:`note`; returns its label."""
         label = self.components.label(frame, row, 0, "", wraplength=width)
-        toolkit.align_left(label)
+        toolkit.wrap(label, width)
         toolkit.span(label, frame, row, 0, columns)
         return label
 

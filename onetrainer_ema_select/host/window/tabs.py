@@ -22,6 +22,8 @@ NOT_CONTINUING = (
 )
 #: Below the rows of OneTrainer's backup tab, with room for those that it will get.
 _ROW = 20
+#: Pixels: a sentence of the plugin in the status line is not to push OneTrainer's buttons out of the window.
+_STATUS_WIDTH = 420
 #: Where the rows and the list are kept on OneTrainer's views.
 ROWS, PANEL = "_ema_select_rows", "_ema_select_panel"
 
@@ -36,6 +38,8 @@ def build_backup_tab(original: Callable[..., Any], view: Any, frame: Any, contro
         lambda: view.components.inline_frame(frame, _ROW, 0, 5),
         lambda *its: _fill_backup_tab(view, *its),
     )
+    # Tk has no status line yet.
+    view.components.call_after(frame, 0, lambda: toolkit.wrap(view.status_label, _STATUS_WIDTH))
     _follow_end(view)
     return result
 
@@ -175,18 +179,13 @@ def _follow_end(view: Any) -> None:
                 panel.refresh()
             texts = notices.take()
             if texts:
-                view.on_update_status(f"{HEADING}: {shortened(texts[-1])}")
+                view.on_update_status(f"{HEADING}: {texts[-1]}")
                 toolkit.warn(view, HEADING, "\n\n".join(texts))
         except Exception:  # noqa: BLE001 - it has been printed to the console before
             traceback.print_exc()
         return result
 
     view.on_training_stopped = on_training_stopped
-
-
-def shortened(text: str, limit: int = 90) -> str:
-    """A text cut for the status line, which grows with it."""
-    return text if len(text) <= limit else f"{text[: limit - 2].rstrip()} …"
 
 
 def say_active() -> None:

@@ -47,10 +47,22 @@ def enable(components: Any, widget: Any, enabled: bool) -> None:
     widget.configure(text_color=getattr(widget, _USUAL) if enabled else _GREY)
 
 
-def align_left(label: Any) -> None:
-    """Have the lines of a label that is wrapped begin at the same place."""
+def wrap(label: Any, width: int) -> None:
+    """Have a label break its text into lines of so many pixels that begin at the same place."""
     if is_tk(label):
-        label.configure(justify="left")
+        label.configure(wraplength=width, justify="left")
+    else:
+        label.setWordWrap(True)
+        label.setMinimumWidth(width)
+        label.setMaximumWidth(width)
+
+
+def set_text(components: Any, label: Any, text: str) -> None:
+    """Show a text in a label that was given to :func:`wrap`."""
+    components.set_label_text(label, text)
+    if not is_tk(label):
+        # a grid of Qt's gives a label the height of its text at another width
+        label.setMinimumHeight(max(0, label.heightForWidth(label.maximumWidth())))
 
 
 def is_free(frame: Any, row: int) -> bool:

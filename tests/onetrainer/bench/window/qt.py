@@ -6,11 +6,12 @@ import os
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
-import matplotlib.pyplot  # noqa: F401, ICN001 - before PySide6, as OneTrainer's own script does
+import matplotlib.pyplot  # noqa: F401 - before PySide6, as OneTrainer's own script does
 import pydantic._internal._validators  # noqa: F401
 from modules.ui.PySide6TrainUIView import PySide6TrainView
 from modules.util.ui.pyside6_util import create_application
 from PySide6.QtCore import QEvent, QPoint, Qt, QTimer
+from PySide6.QtGui import QColor, QPalette
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication, QComboBox, QMessageBox, QPushButton
 
@@ -21,8 +22,10 @@ class Window:
     def __init__(self, *, dark=False):
         self.app = QApplication.instance() or create_application()
         self.app.setQuitOnLastWindowClosed(False)
-        if dark:
-            self.app.styleHints().setColorScheme(Qt.ColorScheme.Dark)
+        if dark:  # OneTrainer itself asks Qt for light colours
+            palette = QPalette(QColor("#353535"))
+            palette.setColor(QPalette.ColorRole.Base, QColor("#252525"))
+            self.app.setPalette(palette)
         self.dialogs = []
         for name in ("critical", "warning", "information"):
             setattr(QMessageBox, name, lambda _parent, title, text, *_: self.dialogs.append((title, text)))

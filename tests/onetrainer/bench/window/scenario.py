@@ -188,19 +188,16 @@ class Story:
         self.window.tab("training")
         options, traces = self.values(), self.traces()
         broken = []
-        for turn, name in enumerate([*names, *reversed(names[:-1]), start]):
+        for turn, name in enumerate([*names, start]):
             self.window.choose(box, name)
-            expected = ("PARAMETER", "FLOAT_32")[turn % 2]
-            if turn < len(names):
-                self.window.choose(self.view.training_tab._ema_select_rows.widgets["ema_dtype"][1], expected)
-                options["ema_dtype"] = expected
+            options["ema_dtype"] = ("PARAMETER", "FLOAT_32")[turn % 2]
+            self.set("ema_dtype", options["ema_dtype"])
             if self.values() != options or self.shown("ema_dtype") != options["ema_dtype"]:
                 broken.append(name)
             yield lambda: True
         self.seen["model types"] = len(names)
         self.seen["model types that failed"] = broken
         self.seen["traces piled up"] = self.traces() - traces
-        self.picture("cascade-training", "training", height=740) if start == "Stable Cascade" else None
 
     def mistakes(self):
         """A config with mistakes: named, refused by the run, dropped by a button."""
@@ -258,6 +255,7 @@ class Story:
         self.seen["preview of a refused run"] = self.panel.next_start()
         yield from self.train()
         self.seen["refused"] = list(self.window.dialogs)
+        yield lambda: "EMA and non-EMA" in self.window.text(self.view.status_label)
         self.seen["status of a refused run"] = self.window.text(self.view.status_label)
 
     def continuing(self):
@@ -284,6 +282,9 @@ class Story:
         self.window.choose(self.panel.list, newest)
         self.seen["export: backup"] = str(self.panel.chosen.backup.path)
         own = self.panel.own
+        own.get_var("output").set("")
+        self.window.click(self.panel.button)
+        self.seen["export without an output"] = self.window.text(self.panel.result)
         own.get_var("set").set("non-ema")
         self.seen["export: suggested"] = own.get_var("output").get()
         own.get_var("output").set(str(self.folder / "exported.safetensors"))
@@ -299,9 +300,6 @@ class Story:
         yield done, TRAINING_SECONDS
         self.seen["export"] = self.window.text(self.panel.result)
         self.seen["export: texts"], self.seen["export: moments"] = len(texts), moments
-        self.window.click(self.panel.button)  # again: the file is there
-        yield (lambda: self.panel.job is None), TRAINING_SECONDS
-        self.seen["export again"] = self.window.text(self.panel.result)
         self.picture("export-backup", "backup", height=1600)
 
     def failures(self):
