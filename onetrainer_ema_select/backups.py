@@ -32,6 +32,8 @@ _OTHER_WEIGHTS = (".bin", ".pt", ".ckpt", ".pth")
 class Backup:
     """What a backup, or an average that was set aside, holds. Nothing is kept open but the file of the average.
 
+    Windows cannot delete or replace that file meanwhile: `close` it, or use the backup in a `with` statement.
+
     Attributes:
         path: Its folder.
         step: The host's ``global_step``.
@@ -72,6 +74,17 @@ class Backup:
     def training_method(self) -> str:
         """``FINE_TUNE``, ``LORA``, ``EMBEDDING`` and so on; empty where nothing says."""
         return self._said("training_method")
+
+    def close(self) -> None:
+        """Let go of the file of the average; the sets are empty then. Tensors that were read stay."""
+        for tensors in self.sets.values():
+            tensors.close()
+
+    def __enter__(self) -> Backup:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _said(self, key: str) -> str:
         configured = (self.config or {}).get(key)

@@ -30,8 +30,15 @@ _LAST_NAMES = frozenset({FOLDER, "manifest.json", "ema_select.json", "meta.json"
 
 _CHUNK = 1 << 20
 
+_WINDOWS = os.name == "nt"
+
 # Bytes. What a failed write has left of the last blocks.
 _NOTHING_LEFT = 1 << 20
+
+# Characters of a path on Windows (MAX_PATH, without the end), and what the longest name in a backup takes of them:
+# `text_encoder_2/diffusion_pytorch_model-00001-of-00002.safetensors`.
+_LONGEST_PATH = 259
+_INSIDE = 66
 
 # How often two threads may meet in the same instant before it is taken for something else.
 _TRIES = 100
@@ -96,18 +103,21 @@ class Staging:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Path]:
-        """Where to write, with a full disk called by its name.
+        """Where to write, with a full disk and too long a path called by their names.
 
-        torch says of a full disk no more than that writing has failed.
+        torch says of a full disk no more than that writing has failed, and Windows of a path that is too long that
+        there is no such file.
 
         Raises:
-            OSError: In the place of another error, where no space is left.
+            OSError: In the place of another error, where no space is left or the path is too long.
         """
         try:
             yield self.path
-        except OSError:
-            raise
         except Exception as error:
+            if problem := _too_long(self.path, self.destination):
+                raise problem from error
+            if isinstance(error, OSError):
+                raise
             try:
                 free = shutil.disk_usage(self.folder).free
             except OSError:
@@ -362,7 +372,7 @@ def _open_for_flush(file: Path) -> int:
             # Windows flushes only what is open for writing.
             return os.open(file, os.O_RDWR | getattr(os, "O_BINARY", 0))
         except PermissionError:
-            if pause is None or os.name != "nt":
+            if pause is None or not _WINDOWS:
                 raise
             time.sleep(pause)
     raise AssertionError
@@ -370,7 +380,7 @@ def _open_for_flush(file: Path) -> int:
 
 def flush_folder(folder: Path) -> None:
     """Have a folder's entries written; a no-op where folders cannot be opened (Windows)."""
-    if os.name == "nt":
+    if _WINDOWS:
         return
     # Some network and shared file systems refuse this for folders. What was moved is there all the same, and must
     # not count as lost because of it.
@@ -389,9 +399,23 @@ def _private_folder(root: Path) -> Path:
         # third where it is on its way on Windows.
         with contextlib.suppress(FileNotFoundError, FileExistsError, PermissionError):
             root.mkdir(parents=True, exist_ok=True)
-            return Path(tempfile.mkdtemp(dir=root))
+            return Path(tempfile.mkdtemp(prefix="", dir=root))
     root.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=root))
+    return Path(tempfile.mkdtemp(prefix="", dir=root))
+
+
+def _too_long(path: Path, destination: Path) -> OSError | None:
+    """The error for a path that Windows cannot take, with what is written inside it; None where it is none."""
+    length = len(str(path.absolute()))
+    if not _WINDOWS or length + _INSIDE <= _LONGEST_PATH:
+        return None
+    return OSError(
+        errno.ENAMETOOLONG,
+        f"The path is too long for Windows: {length} characters while it is written, and up to {_INSIDE} more for the "
+        f"files in it, where {_LONGEST_PATH} are allowed. Choose a shorter workspace_dir or output_model_destination, "
+        "or enable long paths in Windows",
+        str(destination),
+    )
 
 
 def _move(source: Path, target: Path, prefix: str, beside: list[Replaced]) -> None:
@@ -419,7 +443,7 @@ def _replace(source: Path, target: Path, prefix: str) -> None:
             return
         except PermissionError:
             # On Windows also where there is nothing yet: what was just written is what a scanner has open.
-            if pause is None or not (os.name == "nt" or os.path.lexists(target)):
+            if pause is None or not (_WINDOWS or os.path.lexists(target)):
                 raise
             time.sleep(pause)
         except OSError as error:

@@ -135,6 +135,10 @@ class TensorSet(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
+    def close(self) -> None:
+        """Let go of the files: nothing can be read any more. A mapped file cannot be deleted or replaced on Windows."""
+        self._entries.clear()
+
     def view(self, name: str) -> Tensor:
         """One tensor without a copy of it in memory, where its file can be mapped; writing into it changes no file.
 

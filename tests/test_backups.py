@@ -352,3 +352,29 @@ def test_a_file_that_is_cut_short_after_it_was_opened(backup: Path) -> None:
     path.unlink()
     with pytest.raises(StoreError, match=r"cannot be read \(No such file"):
         _ = live[NAMES[0]]
+
+
+# -- letting go of the files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs Linux's list of what is mapped")
+def test_a_closed_backup_has_no_file_mapped(tmp_path, make_backup):
+    """On Windows a mapped file can neither be deleted nor replaced, so the backup could not be rolled away."""
+
+    def mapped() -> list[str]:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+        return [line for line in maps.splitlines() if str(tmp_path) in line]
+
+    backup = open_backup(make_backup(tmp_path, "2026-01-01_00-00-00-backup-4-2-0"))
+    assert len(mapped()) == 1
+    average = backup.sets[WeightSet.EMA]
+    name = next(iter(average))
+    read = average[name]
+    backup.close()
+    assert mapped() == []
+    assert read.tolist() == [[4.0] * 2] * 4
+    assert list(average) == []
+    with open_backup(backup.path) as again:
+        assert len(mapped()) == 1
+        assert again.sets[WeightSet.NON_EMA].names
+    assert mapped() == []

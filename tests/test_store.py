@@ -679,3 +679,43 @@ def test_old_leftovers_of_a_folder_that_others_write_into(tmp_path: Path) -> Non
     os.utime(new, (0, 0))
     clear_old_leftovers(backup, folder)
     assert new.is_dir()
+
+
+# -- Windows ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file or directory"), RuntimeError("open failed")])
+def test_a_path_that_is_too_long_for_windows_is_called_that(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(store, "_WINDOWS", True)
+    staging = Staging(tmp_path / "save" / "x", workspace=tmp_path)
+    staged = len(str(staging.path))
+    monkeypatch.setattr(store, "_LONGEST_PATH", staged + 65)
+    with pytest.raises(OSError, match="path is too long for Windows") as caught, staging.writing():
+        raise error
+    assert f"{staged} characters while it is written" in str(caught.value)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENAMETOOLONG, str(tmp_path / "save" / "x"))
+    assert caught.value.__cause__ is error
+    # one that fits is not blamed
+    monkeypatch.setattr(store, "_LONGEST_PATH", staged + 66)
+    with pytest.raises(type(error)) as passed, staging.writing():
+        raise error
+    assert passed.value is error
+
+
+def test_metadata_is_added_to_a_closed_file(tmp_path, mocker):
+    """An open file cannot be replaced on Windows."""
+    file = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    descriptors = []
+
+    def replace(self: Path, target: Path) -> object:
+        folder = Path("/proc/self/fd")
+        descriptors.extend(str(one.readlink()) for one in folder.iterdir() if one.is_symlink())
+        return REPLACE(self, target)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs Linux's list of what is open")
+    mocker.patch.object(Path, "replace", replace)
+    store.add_metadata(file, {"k": "v"})
+    assert descriptors
+    assert [name for name in descriptors if str(tmp_path) in name] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -45,8 +46,17 @@ def named_onetrainer(directory: Path | None, onetrainer: Path | None) -> Path:
 
 
 def echo_json(report: object) -> None:
-    """Print a report as JSON; paths become text."""
-    typer.echo(json.dumps(report, indent=2, ensure_ascii=False, default=str))
+    """Print a report as JSON; paths become text.
+
+    Where the stream's encoding lacks a character, all that is not ASCII is escaped: a path with a question mark in
+    the place of a letter would be another path to the program that reads it.
+    """
+    text = json.dumps(report, indent=2, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(report, indent=2, default=str)
+    typer.echo(text)
 
 
 def size_text(size: int) -> str:

@@ -89,6 +89,7 @@ def open_named(path: Path, onetrainer: Path | None) -> Backup:
     backup = open_backup(path)
     if backup.named or onetrainer is None or WeightSet.EMA not in backup.sets:
         return backup
+    backup.close()
     from onetrainer_ema_select.host.export import trained_names
 
     return open_backup(path, names=trained_names(path, onetrainer=onetrainer))

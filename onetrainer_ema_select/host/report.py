@@ -26,8 +26,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        with contextlib.suppress(OSError, ValueError):  # a closed or broken console must not end a run
-            tqdm.write(f"[ema_select] {text}")
+        write_line(f"[ema_select] {text}")
 
     def status(self, text: str) -> None:
         """Show a line in the window."""
@@ -44,8 +43,7 @@ class Reporter:
         if error is not None:
             text = f"{text} Cause: {type(error).__name__}: {error}"
             trace = "".join(traceback.format_exception(error))
-            with contextlib.suppress(OSError, ValueError):
-                tqdm.write(trace.rstrip())
+            write_line(trace.rstrip())
         self.problems.append(text)
         self.say(f"PROBLEM: {text}")
 
@@ -59,3 +57,13 @@ class Reporter:
             self.say(f"- {text}")
         self.status(f"ema_select: {self.problems[-1]}")
         notices.leave(self.problems)
+
+
+def write_line(text: str) -> None:
+    """Print between progress bars; a closed or broken console must not end a run."""
+    with contextlib.suppress(OSError, ValueError):
+        try:
+            tqdm.write(text)
+        except UnicodeEncodeError as error:
+            # a console in a legacy code page cannot show every path; the sentence must be seen all the same
+            tqdm.write(text.encode(error.encoding, "replace").decode(error.encoding))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 from pytest_mock import MockerFixture
 from tqdm import tqdm
@@ -14,6 +17,20 @@ def broken_status(_: str) -> None:
 def test_a_line_is_printed_with_the_plugins_name(capsys: pytest.CaptureFixture[str]) -> None:
     Reporter(lambda _: None).say("Saving ema")
     assert capsys.readouterr().out == "[ema_select] Saving ema\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "seen"), [("cp1252", "Modèle ??/?"), ("cp936", "Modèle 模型/?"), ("ascii", "Mod?le ??/?")]
+)
+def test_a_console_that_cannot_show_a_character_shows_the_rest(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, seen: str
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, write_through=True, newline="\n"))
+    reporter = Reporter(lambda _: None)
+    reporter.say("Modèle 模型/🎨")
+    reporter.problem("Modèle 模型/🎨")
+    assert raw.getvalue().decode(encoding) == f"[ema_select] {seen}\n[ema_select] PROBLEM: {seen}\n"
 
 
 def test_a_problem_is_printed_with_its_cause_and_again_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
