@@ -98,6 +98,24 @@ def test_a_seam_of_export_that_has_changed(command: Command, standin: Path) -> N
     ]
 
 
+def test_a_window_that_has_changed(command: Command, standin: Path) -> None:
+    file = standin / "modules" / "ui" / "BaseTrainingTabView.py"
+    file.parent.mkdir()
+    file.write_text("class BaseTrainingTabView:\n    def build(self, column_0, ui_state): ...\n", encoding="utf-8")
+    code, out, err = command("doctor", standin)
+    assert (code, err) == (1, "")
+    lines = out.splitlines()
+    assert (
+        "NOT  for the window: modules.ui.BaseTrainingTabView:BaseTrainingTabView.build: found (self, column_0, "
+        "ui_state), expected (self, column_0, column_1, column_2, controller, ui_state)"
+    ) in lines
+    assert lines[-2:] == [
+        f"0 of {len(WINDOW_SEAMS) + len(COMPONENT_SEAMS)} seams of the window are as expected.",
+        "The plugin works with this OneTrainer, but cannot show its settings in the window: set them in the config "
+        f"file, or get a newer version of the plugin: pip install --upgrade {install_source()}",
+    ]
+
+
 def test_a_missing_module(command: Command, standin: Path) -> None:
     (standin / EMA).unlink()
     code, out, _ = command("doctor", standin)
