@@ -16,7 +16,7 @@ import onetrainer_ema_select
 from onetrainer_ema_select import __version__
 from onetrainer_ema_select.cli import doctor
 from onetrainer_ema_select.host import dropin
-from onetrainer_ema_select.host.seams import CLOUD_SEAMS, EXPORT_SEAMS, SEAMS
+from onetrainer_ema_select.host.seams import CLOUD_SEAMS, COMPONENT_SEAMS, EXPORT_SEAMS, SEAMS, WINDOW_SEAMS
 from onetrainer_ema_select.origin import install_source
 
 Command = Callable[..., "tuple[int, str, str]"]
