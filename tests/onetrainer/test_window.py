@@ -223,6 +223,14 @@ def test_an_export_is_what_the_run_saved_itself(seen: dict[str, Any]) -> None:
     assert seen["export: texts"] > 2
 
 
+def test_the_two_sets_of_a_backup_are_compared(seen: dict[str, Any]) -> None:
+    ema, other = (load_file(seen["folder"] / "output" / f"model{end}.safetensors") for end in ("", "-non-ema"))
+    moved = [name for name in ema if not ema[name].equal(other[name])]
+    name = Path(seen["export: backup"]).name
+    assert moved
+    assert seen["compared"].startswith(f"{name}: the relative distance of its two sets is 0.")
+
+
 @pytest.mark.parametrize("failure", ["failure", "unknown host"])
 def test_a_failure_of_ours_is_shown_and_the_window_opens(seen: dict[str, Any], failure: str) -> None:
     assert len(seen[failure]) == 2, "one text on each tab"

@@ -11,7 +11,7 @@ from typing import Any, Final
 from onetrainer_ema_select.errors import EmaSelectError
 from onetrainer_ema_select.host.decision import decide
 from onetrainer_ema_select.host.window import picker, toolkit
-from onetrainer_ema_select.host.window.export_job import ExportJob
+from onetrainer_ema_select.host.window.jobs import Job, comparison_job, export_job
 from onetrainer_ema_select.host.window.rows import SettingRows
 
 AS_IN_RUN: Final = "as in the run"
@@ -49,7 +49,7 @@ class BackupsPanel:
         self.entries: tuple[picker.Entry, ...] = ()
         self.workspace = Path()
         self.suggested = ""
-        self.job: ExportJob | None = None
+        self.job: Job | None = None
 
     def build(self) -> None:
         """Make the widgets."""
@@ -127,7 +127,16 @@ class BackupsPanel:
             tooltip="Writes a model that inference programs can load, exactly as OneTrainer would have saved it then. "
             "Runs on the CPU in a process of its own and needs as much memory as the model.",
         )
-        self.bar = components.progress(frame, 9, 3)
+        self.comparing = components.button(
+            frame,
+            9,
+            3,
+            "compare its two sets",
+            self.guarded(self.compare),
+            tooltip="Measures how far the backup's EMA and non-EMA weights are apart. Reads both, changes nothing.",
+        )
+        self.bar = components.progress(frame, 11, 1)
+        toolkit.span(self.bar, frame, 11, 1, 3)
         toolkit.show(self.bar, False)
         self.result = self.rows.line(frame, 10, 4)
 
@@ -173,7 +182,8 @@ class BackupsPanel:
         """Say what there is to say of the chosen backup."""
         entry = self.chosen
         toolkit.set_text(self.components, self.detail, entry.detail)
-        for widget in (self.resume, self.button):
+        toolkit.enable(self.components, self.resume, entry.complete)
+        for widget in (self.button, self.comparing):
             toolkit.enable(self.components, widget, entry.complete and self.job is None)
         self.suggest()
 
@@ -240,23 +250,33 @@ class BackupsPanel:
             toolkit.set_text(self.components, self.result, "Not exported: type a file or folder under Output.")
             return
         chosen = {name: self.own.get_var(name).get() for name in ("format", "dtype")}
-        self.job = ExportJob(
-            backup.path,
-            value["output"],
-            {
-                "sets": value["set"],
-                "overwrite": bool(self.own.get_var("overwrite").get()),
-                "onetrainer": Path.cwd(),
+        self.start(
+            export_job(
+                backup.path,
+                value["output"],
+                sets=value["set"],
+                overwrite=bool(self.own.get_var("overwrite").get()),
+                onetrainer=Path.cwd(),
                 **{name: "" if text == AS_IN_RUN else text for name, text in chosen.items()},
-            },
+            )
         )
-        toolkit.enable(self.components, self.button, False)
+
+    def compare(self) -> None:
+        """Measure how far the two sets of the chosen backup are apart."""
+        backup = self.chosen.backup
+        if backup is not None and self.job is None:
+            self.start(comparison_job(backup.path))
+
+    def start(self, job: Job) -> None:
+        """Follow a job that has begun, until it is done."""
+        self.job = job
+        for widget in (self.button, self.comparing):
+            toolkit.enable(self.components, widget, False)
         toolkit.show(self.bar, True)
-        self.job.start()
         self.poll()
 
     def poll(self) -> None:
-        """Show how far the export is, until it is done."""
+        """Show how far the job is, until it is done."""
         job = self.job
         if job is None:
             return

@@ -299,6 +299,9 @@ class Story:
 
         yield done, TRAINING_SECONDS
         self.seen["export"] = self.window.text(self.panel.result)
+        self.window.click(self.panel.comparing)
+        yield lambda: self.panel.job is None
+        self.seen["compared"] = self.window.text(self.panel.result)
         self.seen["export: texts"], self.seen["export: moments"] = len(texts), moments
         self.picture("export-backup", "backup", height=1600)
 
