@@ -269,10 +269,11 @@ def _clone(source: Path, target: Path) -> None:
     """
     if sys.platform == "win32":
         raise OSError(errno.ENOTSUP, "No copies on write here", str(target))
-    import fcntl
+    else:  # noqa: RET506 - so that types are checked on both systems
+        import fcntl
 
-    with source.open("rb") as original, target.open("wb") as copied:
-        fcntl.ioctl(copied.fileno(), _FICLONE, original.fileno())
+        with source.open("rb") as original, target.open("wb") as copied:
+            fcntl.ioctl(copied.fileno(), _FICLONE, original.fileno())
 
 
 def write_json(path: Path, content: Any, *, parents: bool = True) -> None:

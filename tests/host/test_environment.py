@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def test_none(onetrainer: Path) -> None:
     assert names(onetrainer) == names(onetrainer, windows=True) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="OneTrainer's bash scripts, and commands as bash finds them")
 @pytest.mark.parametrize(
     ("library", "variables", "expected"),
     [

@@ -18,6 +18,7 @@ from onetrainer_ema_select.wheel import NAME, build_wheel
 
 from .conftest import (
     PACKAGE,
+    ROOT,
     copy_clone,
     files_in,
     git,
@@ -90,6 +91,12 @@ def test_install_adds_the_package_and_one_file_and_touches_nothing_else(place: P
     lines = ran.stdout.splitlines()
     assert lines[2] == f"installed    {NAME} {__version__} (new); no other package was changed"
     assert lines[-4].startswith(f"DONE. {NAME} {__version__} is installed")
+    # as the page on installation shows it
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    shown = [line for line in page.splitlines() if line.startswith(("installed ", "DONE. "))]
+    assert shown == [line.replace(__version__, "0.1.0") for line in (lines[2], lines[-4])]
+    starts = [line.split()[0] for line in page.split("```text\n")[1].split("```")[0].splitlines() if line]
+    assert starts == [line.split()[0] for line in lines[:-3] if line]
     assert listed(place.environment) - place.packages == {f"{NAME} {__version__}"}
     assert place.packages <= listed(place.environment)
     after = files_in(place.environment)
