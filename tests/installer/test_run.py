@@ -137,17 +137,10 @@ def test_upgrade_and_back(place: Place) -> None:
     assert dropin.is_current(place.host)
 
 
-def test_an_environment_that_was_made_anew_is_mended(place: Place) -> None:
+def test_an_environment_that_was_made_anew_is_mended_and_a_onetrainer_that_does_not_fit_is_told(place: Place) -> None:
     for one in ours(libraries_of(place.environment).iterdir()):
         shutil.rmtree(one)
     assert place.installed() is None
-    ran = place.run(place.clone, "install")
-    assert ran.returncode == 0, ran.stdout
-    assert f"{NAME} {__version__} (new)" in ran.stdout
-    assert place.installed() is not None
-
-
-def test_the_same_again_where_onetrainer_does_not_fit_any_more(place: Place) -> None:
     file = place.host / "modules" / "module" / "EMAModule.py"
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("store_temp", "keep"), encoding="utf-8")
@@ -156,9 +149,17 @@ def test_the_same_again_where_onetrainer_does_not_fit_any_more(place: Place) -> 
     finally:
         git(place.host, "checkout", "--quiet", "--", "modules/module/EMAModule.py")
     assert ran.returncode == 1
-    assert f"installed    {NAME} {__version__} (instead of {__version__}); no other package" in ran.stdout
+    assert f"installed    {NAME} {__version__} (new); no other package was changed\n" in ran.stdout
+    assert place.installed() is not None
     assert "  NOT  modules.module.EMAModule:EMAModuleWrapper.copy_ema_to: found (self, parameters, keep)" in ran.stdout
     assert "INSTALLED, BUT IT DOES NOT FIT. This OneTrainer is not one that the plugin knows" in ran.stdout
+
+
+def test_the_same_again(place: Place) -> None:
+    ran = place.run(place.clone, "install")
+    assert ran.returncode == 0, ran.stdout
+    assert f"installed    {NAME} {__version__} (instead of {__version__}); no other package" in ran.stdout
+    assert listed(place.environment) - place.packages == {f"{NAME} {__version__}"}
 
 
 def test_uninstall_leaves_nothing(place: Place) -> None:
