@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -92,8 +92,12 @@ def install(environment: Probed, *, source: Path, workplace: Path) -> Probed:
     return _unchanged_but_ours(environment)
 
 
-def uninstall(environment: Probed) -> Probed:
-    """Remove the package and what Python compiled of it.
+def uninstall(environment: Probed, *, source: Path) -> Probed:
+    """Remove the package, what Python compiled of it, and what an interrupted removal has left.
+
+    Args:
+        environment: Where from.
+        source: The checkout; by it a file is known as the package's where pip has no list any more.
 
     Returns:
         The environment as it is afterwards.
@@ -104,9 +108,11 @@ def uninstall(environment: Probed) -> Probed:
     if NAME in environment.packages:
         _pip(environment, ["uninstall", "--yes", NAME])
     for place in list(leftovers(environment)):
-        compiled = place.is_dir() and not any(file.is_file() and file.suffix != ".pyc" for file in place.rglob("*"))
-        if compiled or place.name.startswith("~"):
-            shutil.rmtree(place, ignore_errors=True)
+        for file in [place] if place.is_file() else [*sorted(place.rglob("*"), reverse=True), place]:
+            # what cannot be removed is named below
+            with contextlib.suppress(OSError):
+                if _is_ours(file, place, source / _PACKAGE):
+                    file.rmdir() if file.is_dir() else file.unlink()
     after = _unchanged_but_ours(environment)
     if left := [str(place) for place in leftovers(environment)]:
         raise InstallError(
@@ -123,6 +129,17 @@ def leftovers(environment: Probed) -> Iterator[Path]:
         for pattern in (f"{_PACKAGE}*", f"__editable__*{_PACKAGE}*", "~*trainer_ema_select*"):
             yield from sorted(folder.glob(pattern))
     yield from sorted(environment.scripts.glob(f"{NAME}*"))
+
+
+def _is_ours(file: Path, place: Path, package: Path) -> bool:
+    """Whether a file, or an empty folder, below what `leftovers` found may go."""
+    if file.is_dir():
+        return not any(file.iterdir())
+    if place.suffix in {"", ".exe"} and place.is_file():
+        return True  # the command
+    if place.name.startswith("~") or place.suffix == ".dist-info" or file.suffix == ".pyc":
+        return True  # pip's own, and what Python compiled
+    return (package / file.relative_to(place)).is_file()
 
 
 def with_origin(wheel: Path, source: Path, workplace: Path) -> Path:

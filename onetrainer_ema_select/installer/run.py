@@ -138,7 +138,7 @@ def uninstall(host: Path, named: Path | None) -> int:
         if before is None and not any(packages.leftovers(environment)):
             say("uninstalled  nothing: the package was not there")
         else:
-            packages.uninstall(environment)
+            packages.uninstall(environment, source=CHECKOUT)
             say(f"uninstalled  {NAME} {before or '(what was left of it)'}; no other package was changed")
     say("")
     say("DONE. OneTrainer runs without the plugin. Your backups and models stay, and plain OneTrainer can use them.")

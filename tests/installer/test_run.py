@@ -178,6 +178,29 @@ def test_uninstall_leaves_nothing(place: Place) -> None:
     assert files_in(place.environment) == place.files
     assert ours(path.relative_to(place.host) for path in place.host.rglob("*")) == []
     assert place.status() == ""
+
+
+def test_what_an_interrupted_removal_left_goes_and_what_is_not_the_plugins_stays(place: Place) -> None:
+    libraries = libraries_of(place.environment)
+    left = [libraries / PACKAGE.name / "host" / "loop.py", libraries / f"{PACKAGE.name}-0.0.1.dist-info" / "INSTALLER"]
+    mine = libraries / PACKAGE.name / "host" / "mine.txt"
+    command = python_of(place.environment).with_name(f"{NAME}.exe" if os.name == "nt" else NAME)
+    for file in (*left, mine, command):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    ran = place.run(place.clone, "uninstall")
+    assert ran.returncode == 1
+    assert (
+        f"NOT DONE. These could not be removed, or hold files that are not the package's: {mine.parents[1]}."
+        in ran.stdout
+    )
+    assert [file for file in (*left, command) if file.exists()] == []
+    assert mine.is_file()
+    mine.unlink()
+    ran = place.run(place.clone, "uninstall")
+    assert ran.returncode == 0
+    assert files_in(place.environment) == place.files
+    assert not (libraries / PACKAGE.name).exists()
     again = place.run(place.clone, "uninstall")
     assert again.returncode == 0
     assert "uninstalled  nothing: the package was not there\n" in again.stdout
