@@ -9,6 +9,10 @@ set "RUN="
 set "FLAG="
 
 rem OneTrainer's own first: it is the one that is there on every machine that can use this.
+set "TRY=%~1\venv\Scripts\python.exe"
+call :try
+set "TRY=%~2\venv\Scripts\python.exe"
+call :try
 set "TRY=%ONETRAINER_DIR%\venv\Scripts\python.exe"
 call :try
 set "TRY=%~dp0..\venv\Scripts\python.exe"

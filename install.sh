@@ -7,8 +7,8 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
 # OneTrainer's own first: it is the one that is there on every machine that can use this.
 code=1
-for python in "${ONETRAINER_DIR:-}"/venv/bin/python "$here"/../venv/bin/python "$here"/../OneTrainer/venv/bin/python \
-    "$HOME"/OneTrainer/venv/bin/python python3 python "$here"/../conda_env/bin/python \
+for python in "${@: -1}"/venv/bin/python "${ONETRAINER_DIR:-}"/venv/bin/python "$here"/../venv/bin/python \
+    "$here"/../OneTrainer/venv/bin/python "$HOME"/OneTrainer/venv/bin/python python3 python "$here"/../conda_env/bin/python \
     "$here"/../OneTrainer/conda_env/bin/python; do
     if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' > /dev/null 2>&1; then
         "$python" -I "$here/onetrainer_ema_select/installer/__main__.py" "$@"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -61,17 +62,22 @@ def parser() -> argparse.ArgumentParser:
         "directory",
         metavar="DIR",
         nargs="?",
-        type=Path,
+        type=folder,
         help="OneTrainer's folder. Default: $ONETRAINER_DIR, above this folder, beside it, ~/OneTrainer",
     )
     made.add_argument(
         "--python",
         metavar="DIR",
-        type=Path,
+        type=folder,
         help="the environment that OneTrainer runs in, where it does not lie in its folder",
     )
     made.add_argument("--uninstall", action="store_true", help="take the plugin out again (as the script uninstall)")
     return made
+
+
+def folder(text: str) -> Path:
+    r"""A folder as it was typed. On Windows the last quote of `"D:\One Trainer\"` comes with it."""
+    return Path(text.rstrip('"') if os.name == "nt" else text)
 
 
 def install(host: Path, named: Path | None) -> int:

@@ -52,7 +52,7 @@ def test_line_ends_and_modes_survive_git(tmp_path: Path, autocrlf: str) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="for bash")
-def test_bash_without_any_python(tmp_path: Path) -> None:
+def test_bash_finds_a_python_or_says_that_there_is_none(tmp_path: Path) -> None:
     clone = copy_clone(tmp_path / "a b")
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -61,14 +61,24 @@ def test_bash_without_any_python(tmp_path: Path) -> None:
     # too old, so it is passed over
     (tools / "python3").write_text("#!/bin/bash\nexit 1\n", encoding="utf-8")
     (tools / "python3").chmod(0o755)
-    ran = subprocess.run(
-        ["bash", clone / "uninstall.sh"],
-        env={"PATH": str(tools), "HOME": str(tmp_path)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": str(tools), "HOME": str(tmp_path)}
+        command = ["bash", clone / "uninstall.sh", *arguments]
+        return subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+
+    # OneTrainer's own, of the folder that is given; what it is called with ends in that folder
+    own = tmp_path / "c d" / "venv" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.write_text('#!/bin/bash\nif [ "$1" = -I ]; then printf "%s|" "$@"; exit 7; fi\n', encoding="utf-8")
+    own.chmod(0o755)
+    called = run("--python", "x y", str(tmp_path / "c d"))
+    program = clone / PACKAGE.name / "installer" / "__main__.py"
+    assert called.stdout == f"-I|{program}|--uninstall|--python|x y|{tmp_path / 'c d'}|"
+    assert called.returncode == 7
+    ran = run()
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == (
         "No Python of version 3.10 or newer was found. Run OneTrainer's own install.sh first, then this again.\n"
