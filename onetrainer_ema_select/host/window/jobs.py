@@ -130,9 +130,13 @@ def compare_sets(folder: Path, progress: Progress) -> str:
         far = [f"{name} {_number(one.relative)}" for name, one in list(found.blocks.items())[:_BLOCKS_NAMED]]
         return (
             f"{folder.name}: the relative distance of its two sets is {_number(apart.relative)} (the length of the "
-            f"difference, 0 is the same), the cosine {_number(apart.cosine)}. Furthest apart: "
+            f"difference, 0 is the same), the cosine {_cosine(apart.cosine)}. Furthest apart: "
             f"{', '.join(far)}."
         )
+
+
+def _cosine(value: float | None) -> str:
+    return "-" if value is None else f"{value:.7f}"
 
 
 def _number(value: float | None) -> str:

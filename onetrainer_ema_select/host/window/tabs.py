@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import traceback
 from collections.abc import Callable
@@ -49,14 +48,18 @@ def build_training_tab(
 ) -> Any:
     """Stand in for ``BaseTrainingTabView.build``, which OneTrainer calls for every model type that is chosen.
 
-    The rows go into the first row of the last column that is free: the top one for most types of models.
+    The rows go to the top of the last column, which is empty for most types of models.
     """
     if (old := view.__dict__.pop(ROWS, None)) is not None:
         old.close()
     result = original(view, column_0, column_1, column_2, *rest)
-    row = next(row for row in itertools.count() if toolkit.is_free(column_2, row))
-    _guarded(view, rest[1], lambda: view.components.section_frame(column_2, row), _fill_training_tab)
+    _guarded(view, rest[1], lambda: _first_frame(view, column_2), _fill_training_tab)
     return result
+
+
+def _first_frame(view: Any, column: Any) -> Any:
+    toolkit.free_first_row(column)
+    return view.components.section_frame(column, 0)
 
 
 def _fill_training_tab(frame: Any, rows: SettingRows) -> None:

@@ -65,11 +65,22 @@ def set_text(components: Any, label: Any, text: str) -> None:
         label.setMinimumHeight(max(0, label.heightForWidth(label.maximumWidth())))
 
 
-def is_free(frame: Any, row: int) -> bool:
-    """Whether nothing stands in a row of a frame's grid, in its first column."""
+def free_first_row(frame: Any) -> None:
+    """Have nothing stand in the first row of a frame's grid; what does is moved down, with all below it."""
     if is_tk(frame):
-        return not frame.grid_slaves(row=row, column=0)
-    return frame.layout() is None or frame.layout().itemAtPosition(row, 0) is None
+        children = frame.grid_slaves()
+        if any(int(child.grid_info()["row"]) == 0 for child in children):
+            for child in children:
+                child.grid_configure(row=int(child.grid_info()["row"]) + 1)
+        return
+    layout = frame.layout()
+    if layout is None:
+        return
+    places = [(layout.itemAt(index).widget(), *layout.getItemPosition(index)) for index in range(layout.count())]
+    if any(row == 0 for _, row, *_ in places):
+        for widget, row, column, rows, columns in places:
+            layout.removeWidget(widget)
+            layout.addWidget(widget, row + 1, column, rows, columns)
 
 
 def show(widget: Any, visible: bool) -> None:

@@ -72,7 +72,7 @@ def test_two_sets_are_measured_as_by_hand(tmp_path: Path) -> None:
     relative, cosine = (a - b).norm() / a.norm(), a @ b / a.norm() / b.norm()
     assert compared(folder).startswith(
         f"{NAME}: the relative distance of its two sets is {relative:.4g} (the length of the difference, 0 is the "
-        f"same), the cosine {cosine:.4g}. Furthest apart: unet."
+        f"same), the cosine {cosine:.7f}. Furthest apart: unet."
     )
 
 
