@@ -194,6 +194,6 @@ def _follow_end(view: Any) -> None:
 def say_active() -> None:
     """Print that the plugin is there."""
     sys.stderr.write(
-        f"[ema_select] onetrainer-ema-select {__version__} is active; its settings are on the tabs training and "
-        "backup.\n"
+        f"[ema_select] The plugin onetrainer-ema-select, version {__version__}, is active. Its settings are on the "
+        "tabs training and backup.\n"
     )
