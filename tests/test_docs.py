@@ -56,7 +56,7 @@ FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
 KEY = re.compile(r"(?<![\w-])ema_select\.([a-z]\w*)")
-VERB = re.compile(r"onetrainer[-_]ema[-_]select(?:\.exe)? +([^\s`\d][^\s`]*)")
+VERB = re.compile(r"onetrainer[-_]ema[-_]select(?:\.exe)? +([a-z-][^\s`]*)")
 
 
 def name(page: Path) -> str:

@@ -62,20 +62,20 @@ def parser() -> argparse.ArgumentParser:
         "directory",
         metavar="DIR",
         nargs="?",
-        type=folder,
+        type=typed_folder,
         help="OneTrainer's folder. Default: $ONETRAINER_DIR, above this folder, beside it, ~/OneTrainer",
     )
     made.add_argument(
         "--python",
         metavar="DIR",
-        type=folder,
+        type=typed_folder,
         help="the environment that OneTrainer runs in, where it does not lie in its folder",
     )
     made.add_argument("--uninstall", action="store_true", help="take the plugin out again (as the script uninstall)")
     return made
 
 
-def folder(text: str) -> Path:
+def typed_folder(text: str) -> Path:
     r"""A folder as it was typed. On Windows the last quote of `"D:\One Trainer\"` comes with it."""
     return Path(text.rstrip('"') if os.name == "nt" else text)
 
