@@ -60,7 +60,7 @@ def trainer_init(
     def start() -> None:
         trainer.error_caught = True  # as OneTrainer's own `start` does, so that its `end` deletes nothing
         error = HostMismatchError(mismatches)
-        reporter.status(str(error))
+        reporter.show(error)
         raise error
 
     trainer.start = start
@@ -80,7 +80,7 @@ def setup(original: Callable[..., Any], cloud: Any, *args: Any, **kwargs: Any) -
         result = original(cloud, *args, **kwargs)
         prepare(cloud, run.reporter)
     except EmaSelectError as error:
-        run.reporter.status(str(error))
+        run.reporter.show(error)
         raise
     return result
 
