@@ -80,21 +80,25 @@ def stop_runs_that_ask(reason):
 
         BaseTrainer.__init__ = init
 
+    def add_section(config):
+        section = Section()
+        config.types["ema_select"], config.nullables["ema_select"] = Section, False
+        config.default_values["ema_select"] = config.ema_select = section
+
     original_values = TrainConfig.default_values
+    # not before the first config is made: OneTrainer's modules import each other in a circle
     to_do = [watch_trainers]
 
     @functools.wraps(original_values)
     def default_values():
-        # not before the first config is made: OneTrainer's modules import each other in a circle
-        while to_do:
-            try:
-                to_do.pop()()
-            except Exception as error:
-                print(NOT_STOPPED + type(error).__name__, error, file=sys.stderr)
         config = original_values()
-        section = Section()
-        config.types["ema_select"], config.nullables["ema_select"] = Section, False
-        config.default_values["ema_select"] = config.ema_select = section
+        try:
+            while to_do:
+                to_do.pop()()
+            add_section(config)
+        except Exception as error:
+            print(NOT_STOPPED + type(error).__name__, error, file=sys.stderr)
+            TrainConfig.default_values = staticmethod(original_values)
         return config
 
     TrainConfig.default_values = staticmethod(default_values)

@@ -149,6 +149,22 @@ def test_the_file_says_so_where_it_cannot_watch_this_onetrainer(onetrainer: Path
     ]
 
 
+def test_configs_are_made_where_the_file_does_not_understand_them(onetrainer: Path) -> None:
+    path = dropin.enable(onetrainer)
+    run_dropin(path, package=None)  # lays out the modules
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; import ema_select_dropin\n"
+        "from modules.util.config.TrainConfig import TrainConfig\n"
+        "print(TrainConfig.default_values(), TrainConfig.default_values())"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code, str(path.parent / "search"), str(path.parent)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.returncode) == ("None None\n", 0)
+    assert ran.stderr.splitlines()[1:] == [
+        "A run that asks for it will not be stopped: ModuleNotFoundError No module named 'modules.trainer'"
+    ]
+
+
 def test_the_file_is_plain_ascii() -> None:
     # a Windows console in a legacy code page must be able to print it
     assert dropin.DROPIN_TEXT.isascii()
