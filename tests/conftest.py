@@ -11,6 +11,22 @@ import torch
 from safetensors.torch import save_file
 
 MakeBackup = Callable[..., Path]
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Measure in one process, whatever the suite runs in."""
+    if config.getoption("--benchmark-only", default=False):
+        config.option.numprocesses, config.option.dist = None, "no"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together what shares its preparations: a file's tests, and all that share the processes of OneTrainer."""
+    for item in items:
+        real = HERE / "onetrainer" in item.path.parents
+        item.add_marker(pytest.mark.xdist_group("onetrainer" if real else item.path.relative_to(HERE).as_posix()))
 
 
 @pytest.fixture

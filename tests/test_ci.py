@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 
 
 def test_every_python_of_the_classifiers_on_both_systems() -> None:
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     job = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"]["test"]
     promised = re.findall(r'Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert job["strategy"]["matrix"] == {"os": ["windows-latest", "ubuntu-latest"], "python": promised}
