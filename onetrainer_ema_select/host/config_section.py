@@ -50,7 +50,12 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
         return EmaSelectConfig()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a value; one that differs from what a file gave counts from now on, whatever it changes to later."""
+        """Set a value; one that differs from what a file gave counts from now on, whatever it changes to later.
+
+        The window sets None where a field for a number was emptied, which stands for the default here.
+        """
+        if value is None and name in vars(self).get("default_values", {}):
+            value = self.default_values_by_name[name]
         given = vars(self).get("_given", {})
         if name in given and value != given[name][1]:
             del given[name]
@@ -66,7 +71,7 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
             self.drop_mistakes()
             for name, default in self.default_values_by_name.items():
                 setattr(self, name, default)
-        settable = {key: value for key, value in data.items() if self._can_set(key, value)}
+        settable = {key: self._understood(key, value) for key, value in data.items() if self._can_set(key, value)}
         super().from_dict(settable, migrate=migrate)
         for key, value in data.items():
             self._given[key] = (
@@ -80,13 +85,22 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
         """The defaults. OneTrainer's instances shadow ``default_values()`` with this mapping."""
         return vars(self)["default_values"]  # type: ignore[no-any-return]
 
+    def _understood(self, key: str, value: Any) -> Any:
+        """A value as a run takes it, so that the window shows what will be: the text "2" is the number 2."""
+        if key not in self.default_values_by_name:
+            return value
+        try:
+            return getattr(parse_settings({key: value}), key)
+        except SettingsError:
+            return value
+
     def _can_set(self, key: str, value: Any) -> bool:
         """Whether OneTrainer can set this, so that it does not print about what we are going to name anyway."""
         if key not in self.default_values_by_name:
             return key.startswith("__")
-        kind = self.types[key]
+        kind, value = self.types[key], self._understood(key, value)
         if issubclass(kind, Enum):
-            return value in kind.__members__ or isinstance(value, kind)
+            return isinstance(value, kind) or (isinstance(value, str) and value in kind.__members__)
         if kind is bool:
             return isinstance(value, bool)
         if kind is int:

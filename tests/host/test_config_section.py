@@ -24,7 +24,7 @@ section = EmaSelectConfig()
 section.from_dict({"__version": 0, "enabled": True, "milestone_keep": 3, "milestones": "25%"})
 
 # the window loads another file: wrong values and unknown keys; then it writes back what it shows
-section.from_dict({"__version": 0, "milestone_keep": "many", "mileston": "x", "save_sets": "BOTHH"})
+section.from_dict({"__version": 0, "milestone_keep": "many", "mileston": "x", "save_sets": "BOTHH", "primary_set": []})
 for name in section.default_values_by_name:
     setattr(section, name, getattr(section, name))
 seen["shown"] = [section.milestone_keep, str(section.save_sets), section.enabled, section.milestones]
@@ -42,10 +42,16 @@ seen["raw"] = section.raw()
 # one value after the other, as the command line gives them: nothing is forgotten
 section = EmaSelectConfig()
 section.from_dict({"__version": 0, "enabled": True, "milestones": "25%"})
-section.from_dict({"mileston": "x"}, migrate=False)
 section.from_dict({"milestone_keep": "2"}, migrate=False)
+section.from_dict({"mileston": "x"}, migrate=False)
 seen["command line"] = section.raw()
 seen["command line, mistakes"] = section.mistakes()
+section.drop_mistakes()
+seen["explicit values after dropping"] = section.raw()
+
+# the window empties the field of a number
+section.milestone_keep = None
+seen["emptied"] = [section.milestone_keep, section.to_dict()["milestone_keep"], section.settings().milestone_keep]
 
 # not a section at all, then a whole one
 section.from_dict(7)
@@ -78,7 +84,7 @@ def test_a_file_that_is_loaded_after_another_one_leaves_nothing_of_it(seen: dict
 
 
 def test_wrong_values_stay_until_they_are_changed_or_dropped(seen: dict[str, Any]) -> None:
-    for text in ('milestone_keep: found "many"', "mileston: found a key", 'save_sets: found "BOTHH"'):
+    for text in ('milestone_keep: found "many"', "mileston: found a key", 'save_sets: found "BOTHH"', "primary_set: found []"):
         assert text in seen["mistakes"]
     assert seen["written"] == {"milestone_keep": "many", "mileston": "x", "save_sets": "BOTHH"}
     assert "milestone_keep" not in seen["after a change"]
@@ -90,6 +96,14 @@ def test_wrong_values_stay_until_they_are_changed_or_dropped(seen: dict[str, Any
 def test_values_of_the_command_line_are_laid_over_the_file(seen: dict[str, Any]) -> None:
     assert seen["command line"] == {"enabled": True, "milestones": "25%", "mileston": "x", "milestone_keep": "2"}
     assert seen["command line, mistakes"].startswith("ema_select.mileston: found a key")
+
+
+def test_only_mistakes_are_dropped(seen: dict[str, Any]) -> None:
+    assert seen["explicit values after dropping"] == {"enabled": True, "milestones": "25%", "milestone_keep": 2}
+
+
+def test_an_emptied_number_stands_for_the_default(seen: dict[str, Any]) -> None:
+    assert seen["emptied"] == [0, 0, 0]
 
 
 def test_a_section_that_is_none_is_named_until_there_is_one(seen: dict[str, Any]) -> None:

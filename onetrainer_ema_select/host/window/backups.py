@@ -18,6 +18,7 @@ AS_IN_RUN: Final = "as in the run"
 SETS: Final = ("ema", "non-ema", "both")
 DTYPES: Final = (AS_IN_RUN, "FLOAT_32", "FLOAT_16", "BFLOAT_16")
 _POLL_MILLISECONDS: Final = 200
+_PREVIEW_MILLISECONDS: Final = 300
 
 
 class BackupsPanel:
@@ -50,6 +51,7 @@ class BackupsPanel:
         self.workspace = Path()
         self.suggested = ""
         self.job: Job | None = None
+        self.waiting = False
 
     def build(self) -> None:
         """Make the widgets."""
@@ -83,7 +85,8 @@ class BackupsPanel:
             self.guarded(self.continue_from_newest),
             tooltip="The next training starts from the newest complete backup. Empties Resume Backup.",
         )
-        self.rows.note(frame, 4, 4, self.next_start)
+        self.preview = self.rows.line(frame, 4, 4)
+        self.rows.after_change(self.preview_soon)
         self.build_export()
         own.add_var_trace("backup", self.guarded(self.show_chosen))
         own.add_var_trace("set", self.guarded(self.suggest))
@@ -209,6 +212,17 @@ class BackupsPanel:
         self.rows.state.get_var("resume_backup").set(name)
         self.rows.state.get_var("enabled").set(True)
         self.rows.root.get_var("continue_last_backup").set(True)
+
+    def preview_soon(self) -> None:
+        """Say what the next training will begin with, once the user has stopped typing: it is read from the disk."""
+        if not self.waiting:
+            self.waiting = True
+            self.components.call_after(self.frame, _PREVIEW_MILLISECONDS, self.guarded(self.show_preview))
+
+    def show_preview(self) -> None:
+        """Say what the next training will begin with."""
+        self.waiting = False
+        toolkit.set_text(self.components, self.preview, self.next_start())
 
     def next_start(self) -> str:
         """What the next training will begin with, as it will say itself."""

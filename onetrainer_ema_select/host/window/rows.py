@@ -82,7 +82,6 @@ class SettingRows:
                 self.state,
                 key,
                 extra_validate=self._validator(key),
-                required=not isinstance(default, str),
             )
         if columns > 1:
             toolkit.span(widget, frame, row, column + 1, columns)
@@ -111,6 +110,10 @@ class SettingRows:
         toolkit.wrap(label, width)
         toolkit.span(label, frame, row, 0, columns)
         return label
+
+    def after_change(self, command: Callable[[], None]) -> None:
+        """Have something called whenever a setting has changed."""
+        self._notes.append(command)
 
     def show_if(self, wanted: Callable[[], bool], *widgets: Any) -> None:
         """Have widgets shown only while they are of use."""

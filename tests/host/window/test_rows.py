@@ -87,8 +87,7 @@ def test_each_kind_of_value_has_its_widget(rows: SettingRows) -> None:
     assert kinds["save_sets"] == "options"
     assert rows.widgets["resume_weights"][1]["args"][3] == ["NON_EMA", "EMA"]
     assert kinds["milestones"] == "entry"
-    assert rows.widgets["milestone_keep"][1]["required"]
-    assert not rows.widgets["resume_leg"][1]["required"]
+    assert kinds["milestone_keep"] == "entry"
 
 
 def test_widgets_follow_the_settings_and_onetrainers_own(rows: SettingRows) -> None:
