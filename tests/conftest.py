@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from xdist.scheduler import LoadScopeScheduling
 
 MakeBackup = Callable[..., Path]
 HERE = Path(__file__).parent
@@ -21,12 +22,20 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses, config.option.dist = None, "no"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares its preparations: a file's tests, and all that share the processes of OneTrainer."""
-    for item in items:
-        real = HERE / "onetrainer" in item.path.parents
-        item.add_marker(pytest.mark.xdist_group("onetrainer" if real else item.path.relative_to(HERE).as_posix()))
+class SharedPreparations(LoadScopeScheduling):
+    """Keeps together what shares its preparations: a file's tests, and all that share the processes of OneTrainer.
+
+    By node ids and not by `--dist=loadgroup`: pytest 9.2 has taken away what that one's marks are passed on by.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "onetrainer" if "onetrainer" in PurePosixPath(file).parts[:-1] else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> SharedPreparations:
+    """Have the processes that the tests run in get them so."""
+    return SharedPreparations(config, log)
 
 
 @pytest.fixture
