@@ -10,7 +10,8 @@ from modules.util.config.BaseConfig import BaseConfig
 
 from onetrainer_ema_select.errors import SECTION, SettingsError
 from onetrainer_ema_select.host.install import install
-from onetrainer_ema_select.settings import VERSION_KEY, EmaSelectSettings, parse_settings
+from onetrainer_ema_select.settings import VERSION_KEY, EmaSelectSettings, allowed_values, parse_settings
+from onetrainer_ema_select.settings_advice import as_typed
 
 
 class _Types(dict[str, type]):
@@ -57,6 +58,8 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
         if value is None and name in vars(self).get("default_values", {}):
             value = self.default_values_by_name[name]
         given = vars(self).get("_given", {})
+        if name in vars(self).get("default_values", {}) and value != getattr(self, name, value):
+            self._not_a_section = None
         if name in given and value != given[name][1]:
             del given[name]
         super().__setattr__(name, value)
@@ -98,12 +101,11 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
         """Whether OneTrainer can set this, so that it does not print about what we are going to name anyway."""
         if key not in self.default_values_by_name:
             return key.startswith("__")
-        kind, value = self.types[key], self._understood(key, value)
-        if issubclass(kind, Enum):
-            return isinstance(value, kind) or (isinstance(value, str) and value in kind.__members__)
-        if kind is bool:
-            return isinstance(value, bool)
-        if kind is int:
+        value = self._understood(key, value)
+        allowed = allowed_values(key)
+        if allowed is not None:
+            return as_typed(value) in allowed
+        if self.types[key] is int:
             return isinstance(value, int) and not isinstance(value, bool)
         return isinstance(value, str)
 
@@ -156,9 +158,14 @@ class EmaSelectConfig(BaseConfig):  # type: ignore[misc]
         return ""
 
     def drop_mistakes(self) -> None:
-        """Have the attributes, which the window shows, in the place of what could not be set or does not exist."""
+        """Forget what does not exist or could not be set, and have the default for what is wrong."""
         self._not_a_section = None
         self._given.clear()
+        for name, default in self.default_values_by_name.items():
+            try:
+                parse_settings({name: getattr(self, name)})
+            except SettingsError:
+                setattr(self, name, default)
 
 
 def default_values(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

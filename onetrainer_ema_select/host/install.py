@@ -10,6 +10,7 @@ from typing import Any
 
 from onetrainer_ema_select.errors import HostMismatchError
 from onetrainer_ema_select.host import notices, seams
+from onetrainer_ema_select.host.report import write_line
 
 _FIRST = next(seam for seam in seams.SEAMS if seam.replacement.startswith("config_section:"))
 
@@ -80,9 +81,9 @@ def _install_window() -> None:
             raise HostMismatchError(found)
         _replace(seam for seam in seams.WINDOW_SEAMS if seam.replacement)
     except Exception as error:  # noqa: BLE001 - OneTrainer's window must open
-        sys.stderr.write(
+        write_line(
             "[ema_select] The plugin's settings are not shown in OneTrainer's window; set them in the config file. "
-            f"{type(error).__name__}: {error}\n"
+            f"{type(error).__name__}: {error}"
         )
 
 

@@ -24,7 +24,8 @@ section = EmaSelectConfig()
 section.from_dict({"__version": 0, "enabled": True, "milestone_keep": 3, "milestones": "25%"})
 
 # the window loads another file: wrong values and unknown keys; then it writes back what it shows
-section.from_dict({"__version": 0, "milestone_keep": "many", "mileston": "x", "save_sets": "BOTHH", "primary_set": []})
+section.from_dict({"__version": 0, "milestone_keep": "many", "mileston": "x", "save_sets": "BOTHH", "primary_set": [],
+    "milestones": "10 eopchs", "post_hoc_every": "2 epochs", "resume_weights": "BEST"})
 for name in section.default_values_by_name:
     setattr(section, name, getattr(section, name))
 seen["shown"] = [section.milestone_keep, str(section.save_sets), section.enabled, section.milestones]
@@ -37,6 +38,7 @@ section.milestone_keep = 0
 seen["after a change"] = section.mistakes()
 section.drop_mistakes()
 seen["dropped"] = section.mistakes()
+seen["shown after dropping"] = [section.milestones, str(section.resume_weights), section.post_hoc_every]
 seen["raw"] = section.raw()
 
 # one value after the other, as the command line gives them: nothing is forgotten
@@ -56,6 +58,9 @@ seen["emptied"] = [section.milestone_keep, section.to_dict()["milestone_keep"], 
 # not a section at all, then a whole one
 section.from_dict(7)
 seen["no section"] = section.mistakes()
+section.enabled = not section.enabled
+seen["after a change of a row"] = section.raw()
+section.from_dict(7)
 section.from_dict({"__version": 0, "enabled": True})
 seen["a section again"] = [section.mistakes(), section.raw()]
 print(json.dumps(seen))
@@ -80,16 +85,22 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_a_file_that_is_loaded_after_another_one_leaves_nothing_of_it(seen: dict[str, Any]) -> None:
-    assert seen["shown"] == [0, "BOTH", False, ""]
+    assert seen["shown"] == [0, "BOTH", False, "10 eopchs"]
 
 
 def test_wrong_values_stay_until_they_are_changed_or_dropped(seen: dict[str, Any]) -> None:
-    for text in ('milestone_keep: found "many"', "mileston: found a key", 'save_sets: found "BOTHH"', "primary_set: found []"):
+    for text in (
+        'milestone_keep: found "many"',
+        "mileston: found a key",
+        'save_sets: found "BOTHH"',
+        "primary_set: found []",
+    ):
         assert text in seen["mistakes"]
     assert seen["written"] == {"milestone_keep": "many", "mileston": "x", "save_sets": "BOTHH"}
     assert "milestone_keep" not in seen["after a change"]
     assert "mileston: found a key" in seen["after a change"]
     assert seen["dropped"] == ""
+    assert seen["shown after dropping"] == ["", "NON_EMA", ""]
     assert seen["raw"] == {}
 
 
@@ -108,4 +119,5 @@ def test_an_emptied_number_stands_for_the_default(seen: dict[str, Any]) -> None:
 
 def test_a_section_that_is_none_is_named_until_there_is_one(seen: dict[str, Any]) -> None:
     assert seen["no section"].startswith("ema_select: found 7")
+    assert seen["after a change of a row"] == {"milestones": "25%"}
     assert seen["a section again"] == ["", {"enabled": True}]

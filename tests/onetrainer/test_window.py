@@ -145,6 +145,14 @@ def test_what_has_no_meaning_is_greyed_out(seen: dict[str, Any]) -> None:
     assert seen["usable with all on"] == sorted(SHOWN)
     without_ema = {"save_sets", "primary_set", "ema_dtype", "resume_ema"}
     assert seen["usable with EMA off"] == sorted({*SHOWN} - without_ema)
+    # a backup that is named without continuing is refused, so it can be emptied
+    without_continuing = {*layout.RESUME} - {"resume_backup"}
+    assert seen["usable without continuing"] == sorted({*SHOWN} - without_continuing)
+    assert "while continue_last_backup is false" in seen["preview of a backup without continuing"]
+
+
+def test_a_wrong_text_in_a_grey_field_keeps_no_training_from_starting(seen: dict[str, Any]) -> None:
+    assert seen["grey fields that block"] == []
 
 
 def test_options_are_saved_loaded_and_there_in_the_next_session(seen: dict[str, Any]) -> None:
@@ -169,6 +177,8 @@ def test_mistakes_of_a_config_are_named_and_dropped_by_a_button(seen: dict[str, 
     assert 'milestone_keep: found "many"' in seen["mistakes"]
     assert "probably meant: milestones" in seen["mistakes"]
     assert seen["mistakes after the button"] == ""
+    assert seen["values after the button"] == DEFAULTS | {"enabled": "true"}
+    assert seen["shown after the button"] == {key: (DEFAULTS | {"enabled": "true"})[key] for key in SHOWN}
     assert not seen["button after the button"]
 
 
@@ -238,4 +248,12 @@ def test_a_failure_of_ours_is_shown_and_the_window_opens(seen: dict[str, Any], f
     for text in seen[failure]:
         assert reason in text
         assert "OneTrainer's own settings are not affected" in text
-    assert seen[f"{failure}: tabs"]
+    assert seen[f"{failure}: OneTrainer's own"]
+
+
+def test_a_window_that_is_closed_while_it_exports_is_gone_and_the_file_is_written(seen: dict[str, Any]) -> None:
+    assert seen["closing: exporting"]
+    assert not seen["closing: on the screen"]
+    late, earlier = (load_file(seen["folder"] / f"exported{end}.safetensors") for end in ("-late", ""))
+    assert late.keys() == earlier.keys()
+    assert "[ema_select] Exported step 4" in seen["printed"].rpartition("exported.safetensors")[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,8 @@ from onetrainer_ema_select.comparison import compare
 from onetrainer_ema_select.errors import EmaSelectError
 from onetrainer_ema_select.host.announce import gigabytes
 from onetrainer_ema_select.host.export import ExportResult, Progress, export
+from onetrainer_ema_select.host.report import write_line
+from onetrainer_ema_select.host.window.guard import print_error
 from onetrainer_ema_select.naming import set_suffix
 
 _BLOCKS_NAMED = 3
@@ -68,12 +69,12 @@ class Job:
             self.text = self._work(self._progress)
         except EmaSelectError as error:
             self.text = f"{self._failed}: {error}"
-        except BaseException as error:  # noqa: BLE001 - it must be seen, and nothing else sees it
-            traceback.print_exc()
+        except Exception as error:  # noqa: BLE001 - it must be seen, and nothing else sees it
             self.text = f"{self._failed}: {type(error).__name__}: {error}. The console has the details."
+            print_error(error)
         finally:
-            print(f"[ema_select] {self.text}", flush=True)  # noqa: T201 - the console of a window that may be gone
             self._done.set()
+            write_line(f"[ema_select] {self.text}")  # the window may be gone
 
 
 def export_job(backup: Path, output: str, **options: Any) -> Job:

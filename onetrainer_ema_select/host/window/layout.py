@@ -51,7 +51,8 @@ def usable(values: Mapping[str, Any], *, ema_on: bool, continues: bool) -> froze
     if str(values["milestone_backups"]) != str(MilestoneBackups.ALL):
         meaningless.add("milestone_keep")
     if not continues:
-        meaningless |= set(RESUME)
+        # a backup that is named is refused then: the user must be able to empty the field
+        meaningless |= set(RESUME) - ({"resume_backup"} if str(values["resume_backup"]).strip() else set())
     if str(values["resume_weights"]) != "POST_HOC":
         meaningless.add("resume_sigma_rel")
     if not str(values["post_hoc_sigma_rels"]).strip():

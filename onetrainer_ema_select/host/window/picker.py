@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from onetrainer_ema_select.errors import EmaSelectError
 from onetrainer_ema_select.host.announce import gigabytes
 from onetrainer_ema_select.naming import split
-from onetrainer_ema_select.workspace import STRAY, BackupView, WorkspaceView, scan_workspace
+from onetrainer_ema_select.workspace import (
+    BACKUP_FOLDER,
+    MILESTONE_FOLDER,
+    STRAY,
+    BackupView,
+    folders_in,
+    newest_complete_backup,
+    view_backup,
+)
 
 NOTHING = "no backups in this workspace"
+UNREADABLE = "the workspace cannot be read"
+LOOKING = "looking into the workspace …"
 
 
 @dataclass(frozen=True)
@@ -24,8 +34,8 @@ class Entry:
     """
 
     label: str
-    backup: BackupView | None
-    detail: str
+    backup: BackupView | None = None
+    detail: str = ""
 
     @property
     def complete(self) -> bool:
@@ -34,16 +44,40 @@ class Entry:
 
 
 def entries(workspace: Path) -> tuple[Entry, ...]:
-    """The backups and milestones of a workspace, each newest first; complete ones before others. Never empty."""
-    try:
-        view = scan_workspace(workspace)
-    except (EmaSelectError, OSError) as error:
-        reason = str(error) if isinstance(error, OSError) else f"The folder {workspace} does not exist yet."
-        return (Entry(NOTHING, None, reason),)
-    backups = [backup for backup in (*view.backups, *view.milestones) if backup.reason != STRAY]
-    backups.sort(key=lambda backup: not backup.complete)
-    found = tuple(Entry(label(backup), backup, detail(backup, view)) for backup in backups)
-    return found or (Entry(NOTHING, None, f"OneTrainer has written none to {workspace} yet."),)
+    """The backups and milestones of a workspace, each newest first; complete ones before others. Never empty.
+
+    Raises:
+        OSError: The workspace cannot be read.
+        EmaSelectError: A manifest cannot be read.
+    """
+    if not workspace.is_dir():
+        return (Entry(NOTHING, None, f"The folder {workspace} does not exist yet."),)
+    newest, _ = newest_complete_backup(workspace)
+    found = [
+        *views(folders_in(workspace / BACKUP_FOLDER), pinned=False),
+        *views(folders_in(workspace / MILESTONE_FOLDER), pinned=True),
+    ]
+    found.sort(key=lambda backup: not backup.complete)
+    made: dict[str, Entry] = {}
+    for backup in found:
+        text = label(backup)
+        if text in made:
+            text = f"{text} ({backup.path.parent})"
+        made[text] = Entry(text, backup, detail(backup, newest=newest is not None and backup.path == newest))
+    return tuple(made.values()) or (Entry(NOTHING, None, f"OneTrainer has written none to {workspace} yet."),)
+
+
+def views(folders: Iterable[Path], *, pinned: bool) -> list[BackupView]:
+    """What the folders hold; one that is deleted in this moment, as training does, is left out."""
+    found = []
+    for folder in folders:
+        try:
+            backup = view_backup(folder, pinned=pinned)
+        except OSError:
+            continue
+        if backup.reason != STRAY:
+            found.append(backup)
+    return found
 
 
 def label(backup: BackupView) -> str:
@@ -59,30 +93,36 @@ def sets_of(backup: BackupView) -> str:
     return " and ".join(sorted(backup.sets)) or "nothing"
 
 
-def detail(backup: BackupView, view: WorkspaceView) -> str:
-    """What the list's one line has no room for."""
+def detail(backup: BackupView, *, newest: bool) -> str:
+    """What the list's one line has no room for.
+
+    Args:
+        backup: The backup.
+        newest: Whether it is the one that continuing takes by itself.
+    """
     if not backup.complete:
         return f"Neither OneTrainer nor the plugin can resume from it: {backup.reason}."
     made = f"its leg: {backup.leg}" if backup.leg else "made without the plugin"
     said = [f"Holds {sets_of(backup)}; {gigabytes(backup.size_bytes)}; {made}."]
     if backup.reason:
         said.append(f"Problem: {backup.reason}.")
-    if backup.name == view.our_continue:
+    if newest:
         said.append("It is the newest.")
     if backup.parked:
         said.append(f"Set aside before it: {', '.join(backup.parked)}.")
     return " ".join(said)
 
 
-def suggested_output(destination: str, backup: BackupView, weight_set: str) -> str:
+def suggested_output(destination: str, backup: BackupView, weight_set: str, *, folder: bool = False) -> str:
     """A name for an export, beside the run's final output and never the same.
 
     Args:
         destination: OneTrainer's ``output_model_destination``.
         backup: What is exported.
         weight_set: ``ema``, ``non-ema`` or ``both``; the name tells which, for both it is the plugin's part.
+        folder: Whether the format is a folder, whose name has no ending.
     """
     path = Path(destination or "models/model.safetensors")
     stem, ending, _ = split(path.name)
     suffix = "" if weight_set == "both" else f"-{weight_set}"
-    return str(path.with_name(f"{stem}-step{backup.step}{suffix}{ending}"))
+    return str(path.with_name(f"{stem}-step{backup.step}{suffix}{'' if folder else ending}"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from onetrainer_ema_select.errors import SECTION
 from onetrainer_ema_select.host.window import layout, toolkit
+from onetrainer_ema_select.host.window.guard import guarded
 from onetrainer_ema_select.settings import EmaSelectSettings, allowed_values
 
 #: Pixels of a text over a whole tab of OneTrainer's window as it opens, and over one of three columns.
@@ -23,20 +23,23 @@ class SettingRows:
     nothing refers to widgets that are gone.
     """
 
-    def __init__(self, components: Any, ui_state: Any) -> None:
+    def __init__(self, components: Any, ui_state: Any, frame: Any) -> None:
         """Begin without rows.
 
         Args:
             components: OneTrainer's module of components, of one toolkit or the other.
             ui_state: OneTrainer's variables of the whole configuration.
+            frame: What holds all rows; timers belong to it.
         """
+        self.frame = frame
         self.components = components
         self.root = ui_state
         self.state = ui_state.get_var(SECTION)
         self.widgets: dict[str, list[Any]] = {}
         self._notes: list[Callable[[], None]] = []
         self._traces: list[tuple[Any, str, int]] = []
-        self._refreshing = False
+        self._meaningful: frozenset[str] = frozenset()
+        self._waiting = False
 
     @property
     def section(self) -> Any:
@@ -137,27 +140,34 @@ class SettingRows:
 
     def _trace(self, state: Any, names: Iterable[str]) -> None:
         for name in names:
-            self._traces.append((state, name, state.add_var_trace(name, self.refresh)))
+            self._traces.append((state, name, state.add_var_trace(name, self.refresh_soon)))
+
+    def refresh_soon(self) -> None:
+        """Bring all up to date when OneTrainer has done what it is at: a config that is loaded sets every value."""
+        if not self._waiting and self._traces:
+            self._waiting = True
+            self.components.call_after(self.frame, 0, guarded(self.refresh))
 
     def refresh(self) -> None:
         """Grey out what has no meaning, and bring the notes up to date."""
-        if self._refreshing:  # a widget that writes its value back as it is enabled
+        self._waiting = False
+        if not self._traces:  # closed meanwhile
             return
-        self._refreshing = True
-        try:
-            self._refresh()
-        except Exception:  # noqa: BLE001 - the user is typing into OneTrainer's window
-            traceback.print_exc()
-        finally:
-            self._refreshing = False
-
-    def _refresh(self) -> None:
         meaningful = layout.usable(self.values(), ema_on=self.ema_on, continues=self.continues)
         for key, widgets in self.widgets.items():
+            if key in self._meaningful - meaningful:
+                # A wrong text in a field that is grey would keep OneTrainer from starting a training.
+                self.show_value(key)
             for widget in widgets:
                 toolkit.enable(self.components, widget, key in meaningful)
+        self._meaningful = meaningful
         for update in self._notes:
             update()
+
+    def show_value(self, key: str) -> None:
+        """Have a setting's widget show the value that counts."""
+        value = getattr(self.section, key)
+        self.state.get_var(key).set(value if isinstance(value, bool) else str(value))
 
     def close(self) -> None:
         """Follow nothing any more."""

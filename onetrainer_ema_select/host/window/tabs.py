@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 from onetrainer_ema_select import __version__
-from onetrainer_ema_select.errors import EmaSelectError, HostMismatchError
+from onetrainer_ema_select.errors import HostMismatchError
 from onetrainer_ema_select.host import notices
 from onetrainer_ema_select.host.install import mismatches_found
+from onetrainer_ema_select.host.report import write_line
 from onetrainer_ema_select.host.window import layout, toolkit
 from onetrainer_ema_select.host.window.backups import BackupsPanel
+from onetrainer_ema_select.host.window.guard import guarded, print_error, words_for
 from onetrainer_ema_select.host.window.rows import NARROW, SettingRows
 
 HEADING = "EMA and non-EMA"
@@ -30,17 +30,35 @@ ROWS, PANEL = "_ema_select_rows", "_ema_select_panel"
 def build_backup_tab(original: Callable[..., Any], view: Any, frame: Any, controller: Any, ui_state: Any) -> Any:
     """Stand in for ``BaseTrainUIView.build_backup_tab_content``."""
     result = original(view, frame, controller, ui_state)
-    say_active()
-    _guarded(
-        view,
-        ui_state,
-        lambda: view.components.inline_frame(frame, _ROW, 0, 5),
-        lambda *its: _fill_backup_tab(view, *its),
-    )
-    # Tk has no status line yet.
-    view.components.call_after(frame, 0, lambda: toolkit.wrap(view.status_label, _STATUS_WIDTH))
-    _follow_end(view)
+    guarded(lambda: _add_to_backup_tab(view, frame, ui_state))()
     return result
+
+
+def _add_to_backup_tab(view: Any, frame: Any, ui_state: Any) -> None:
+    _follow_end(view)
+    outer = view.components.inline_frame(frame, _ROW, 0, 5)
+    toolkit.stretch(outer, 0, 1)
+    rows = _guarded(view, ui_state, lambda: _wide_frame(view.components, outer, 0), _fill_backup_tab)
+    if rows is None:
+        return
+    say_active()
+    setattr(view, ROWS, rows)
+
+    def fill_list(frame: Any, _: SettingRows) -> None:
+        panel = BackupsPanel(view, rows, frame)
+        panel.build()
+        setattr(view, PANEL, panel)
+        toolkit.hide_when_closed(view, panel.frame, lambda: panel.exporting.job is not None)
+
+    # Apart: a list that cannot be shown takes no setting away.
+    _guarded(view, ui_state, lambda: _section(view.components, outer, 1), fill_list)
+    # Tk has no status line yet.
+    view.components.call_after(frame, 0, guarded(lambda: _use_status_line(view)))
+
+
+def _use_status_line(view: Any) -> None:
+    toolkit.wrap(view.status_label, _STATUS_WIDTH, fixed=False)
+    view.components.set_label_text(view.status_label, f"onetrainer-ema-select {__version__} is active")
 
 
 def build_training_tab(
@@ -50,11 +68,21 @@ def build_training_tab(
 
     The rows go to the top of the last column, which is empty for most types of models.
     """
+    guarded(lambda: _close_rows(view))()
+    result = original(view, column_0, column_1, column_2, *rest)
+    guarded(lambda: _add_to_training_tab(view, column_2, rest[1]))()
+    return result
+
+
+def _close_rows(view: Any) -> None:
     if (old := view.__dict__.pop(ROWS, None)) is not None:
         old.close()
-    result = original(view, column_0, column_1, column_2, *rest)
-    _guarded(view, rest[1], lambda: _first_frame(view, column_2), _fill_training_tab)
-    return result
+
+
+def _add_to_training_tab(view: Any, column: Any, ui_state: Any) -> None:
+    rows = _guarded(view, ui_state, lambda: _first_frame(view, column), _fill_training_tab)
+    if rows is not None:
+        setattr(view, ROWS, rows)
 
 
 def _first_frame(view: Any, column: Any) -> Any:
@@ -69,10 +97,8 @@ def _fill_training_tab(frame: Any, rows: SettingRows) -> None:
     rows.watch()
 
 
-def _fill_backup_tab(view: Any, outer: Any, rows: SettingRows) -> None:
+def _fill_backup_tab(outer: Any, rows: SettingRows) -> None:
     components = rows.components
-    toolkit.stretch(outer, 0, 1)
-
     frame = _section(components, outer, 0)
     components.label(frame, 0, 0, f"{HEADING} (onetrainer-ema-select {__version__})", underline=True)
     rows.add(frame, 1, "enabled")
@@ -94,12 +120,17 @@ def _fill_backup_tab(view: Any, outer: Any, rows: SettingRows) -> None:
         rows.add(frame, 1 + place // 2, key, column=2 * (place % 2))
     rows.add(frame, 10, backup, columns=3)
     line = rows.note(frame, 11, 4, lambda: NOT_CONTINUING)
-    rows.show_if(lambda: rows.section.asks_for_plugin() and not rows.continues, line)
-
+    rows.show_if(
+        lambda: rows.section.asks_for_plugin() and not rows.continues and not rows.values()["resume_backup"], line
+    )
     rows.watch()
-    panel = BackupsPanel(view, rows, _section(components, outer, 3))
-    panel.build()
-    setattr(view, PANEL, panel)
+
+
+def _wide_frame(components: Any, outer: Any, row: int) -> Any:
+    """A frame without a border, as wide as the tab."""
+    frame = components.inline_frame(outer, row, 0, 1)
+    toolkit.stretch(frame, 0, 1)
+    return frame
 
 
 def _section(components: Any, outer: Any, row: int) -> Any:
@@ -124,6 +155,8 @@ def _mistakes(rows: SettingRows, frame: Any, row: int) -> None:
 
     def drop() -> None:
         rows.section.drop_mistakes()
+        for key in rows.values():
+            rows.show_value(key)
         rows.refresh()
 
     line = rows.note(frame, row, 3, text)
@@ -132,39 +165,39 @@ def _mistakes(rows: SettingRows, frame: Any, row: int) -> None:
         row,
         3,
         "use what is shown",
-        drop,
+        guarded(drop),
         tooltip="Drops the wrong values that this config came with. What the rows show is used instead.",
     )
     rows.show_if(lambda: bool(text()), line, button)
 
 
-def _guarded(view: Any, ui_state: Any, make_frame: Callable[[], Any], fill: Callable[[Any, SettingRows], None]) -> None:
+def _guarded(
+    view: Any, ui_state: Any, make_frame: Callable[[], Any], fill: Callable[[Any, SettingRows], None]
+) -> SettingRows | None:
     """Fill a frame with rows; if that fails, say so in its place. The window opens in any case."""
     frame = rows = None
     try:
         if found := mismatches_found():
             raise HostMismatchError(found)
         frame = make_frame()
-        rows = SettingRows(view.components, ui_state)
+        rows = SettingRows(view.components, ui_state, frame)
         fill(frame, rows)
-        setattr(view, ROWS, rows)
     except Exception as error:  # noqa: BLE001 - OneTrainer's window must open
-        traceback.print_exc()
-        try:
-            if rows is not None:
-                rows.close()
-            if frame is not None:
-                toolkit.remove(frame)
-            view.components.label(make_frame(), 0, 0, _left_out(error), wraplength=500)
-        except Exception:  # noqa: BLE001 - it cannot be shown there
-            traceback.print_exc()
+        print_error(error)
+        text = _left_out(error)
+        if rows is not None:
+            guarded(rows.close)()
+        if frame is not None:
+            toolkit.remove(frame)
+        view.components.label(make_frame(), 0, 0, text, wraplength=500)
+        return None
+    return rows
 
 
 def _left_out(error: Exception) -> str:
-    reason = str(error) if isinstance(error, EmaSelectError) else f"{type(error).__name__}: {error}"
     return (
-        f"onetrainer-ema-select {__version__} cannot show its settings here. {reason} OneTrainer's own settings are "
-        "not affected. For details run: onetrainer-ema-select doctor"
+        f"onetrainer-ema-select {__version__} cannot show its settings here. {words_for(error)} OneTrainer's own "
+        "settings are not affected. For details run: onetrainer-ema-select doctor"
     )
 
 
@@ -177,23 +210,23 @@ def _follow_end(view: Any) -> None:
 
     def on_training_stopped(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        try:
-            if (panel := getattr(view, PANEL, None)) is not None:
-                panel.refresh()
-            texts = notices.take()
-            if texts:
-                view.on_update_status(f"{HEADING}: {texts[-1]}")
-                toolkit.warn(view, HEADING, "\n\n".join(texts))
-        except Exception:  # noqa: BLE001 - it has been printed to the console before
-            traceback.print_exc()
+        guarded(lambda: _show_notices(view))()
+        if (panel := getattr(view, PANEL, None)) is not None:
+            guarded(panel.refresh)()
         return result
 
     view.on_training_stopped = on_training_stopped
 
 
+def _show_notices(view: Any) -> None:
+    if texts := notices.take():
+        view.on_update_status(f"{HEADING}: {texts[-1]}")
+        toolkit.warn(view, HEADING, "\n\n".join(texts))
+
+
 def say_active() -> None:
     """Print that the plugin is there."""
-    sys.stderr.write(
+    write_line(
         f"[ema_select] The plugin onetrainer-ema-select, version {__version__}, is active. Its settings are on the "
-        "tabs training and backup.\n"
+        "tabs training and backup."
     )

@@ -5,7 +5,7 @@ Neither toolkit is imported here unless it is the one whose window is open.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,21 @@ def enable(components: Any, widget: Any, enabled: bool) -> None:
     widget.configure(text_color=getattr(widget, _USUAL) if enabled else _GREY)
 
 
-def wrap(label: Any, width: int) -> None:
-    """Have a label break its text into lines of so many pixels that begin at the same place."""
+def wrap(label: Any, width: int, *, fixed: bool = True) -> None:
+    """Have a label break its text into lines of at most so many pixels that begin at the same place.
+
+    Args:
+        label: The label.
+        width: In pixels.
+        fixed: Whether it takes that width also where its text is shorter, which Qt needs for :func:`set_text`.
+    """
     if is_tk(label):
         label.configure(wraplength=width, justify="left")
     else:
         label.setWordWrap(True)
-        label.setMinimumWidth(width)
         label.setMaximumWidth(width)
+        if fixed:
+            label.setMinimumWidth(width)
 
 
 def set_text(components: Any, label: Any, text: str) -> None:
@@ -142,6 +149,34 @@ def ask_where_to_save(widget: Any, initial: Path) -> str:
         widget, "", str(folder / initial.name), "", "", QFileDialog.Option.DontConfirmOverwrite
     )
     return str(chosen)
+
+
+def hide_when_closed(view: Any, timer: Any, busy: Callable[[], bool]) -> None:
+    """Have a window that is closed vanish although something is still being done in its process.
+
+    OneTrainer's Tk window only ends its loop when it is closed, and stays on the screen until the process ends.
+
+    Args:
+        view: OneTrainer's window.
+        timer: A widget whose timer is used: OneTrainer sets what closing does after it has built its tabs.
+        busy: Tells whether something is being done.
+    """
+    if not is_tk(view):
+        return
+
+    def attach() -> None:
+        original = view.protocol("WM_DELETE_WINDOW")
+
+        def close() -> None:
+            view.tk.call(original)
+            if busy():
+                view.withdraw()
+                view.update_idletasks()
+
+        if original:
+            view.protocol("WM_DELETE_WINDOW", close)
+
+    timer.after(0, attach)
 
 
 def warn(view: Any, heading: str, text: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def run(mocker: MockerFixture, **behaviour: object) -> Job:
 
 def test_it_says_what_was_written(mocker: MockerFixture, capfd: pytest.CaptureFixture[str]) -> None:
     job = run(mocker, return_value=RESULT)
+    job._thread.join(10)
     assert job.text == ("Exported step 8, read back and compared. non-ema: out.safetensors (2.0 MB). Note: slow.")
     assert capfd.readouterr().out == f"[ema_select] {job.text}\n"
 
@@ -46,6 +48,15 @@ def test_it_says_what_was_written(mocker: MockerFixture, capfd: pytest.CaptureFi
 )
 def test_it_says_why_nothing_was(mocker: MockerFixture, error: Exception, text: str) -> None:
     assert run(mocker, side_effect=error).text == text
+
+
+def test_a_console_that_cannot_show_a_path_hangs_nothing(mocker: MockerFixture, capfdbinary: Any) -> None:
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    mocker.patch("sys.stdout", console)
+    job = Job(lambda _: "Exported 模型.safetensors", doing="Exporting", failed="Not exported")
+    assert job.wait(10)
+    job._thread.join(10)
+    assert console.buffer.getvalue() == b"[ema_select] Exported ??.safetensors\n"
 
 
 def test_progress_is_a_share_where_it_is_known() -> None:

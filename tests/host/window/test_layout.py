@@ -53,6 +53,12 @@ def test_off_only_the_switch_can_be_used() -> None:
             set(layout.RESUME),
         ),
         (
+            # it would be refused, and is to be emptied
+            ON | {"resume_backup": "x", "milestones": "25%", "milestone_backups": "ALL", "post_hoc_sigma_rels": "0.05"},
+            {"continues": False},
+            set(layout.RESUME) - {"resume_backup"},
+        ),
+        (
             ON | {"milestones": "25%", "save_sets": "EMA", "post_hoc_sigma_rels": "0.05", "resume_weights": "POST_HOC"},
             {},
             {"primary_set", "milestone_keep"},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onetrainer_ema_select.host.window import picker
-from onetrainer_ema_select.workspace import scan_workspace
+from onetrainer_ema_select.workspace import BackupView, scan_workspace
 
 from ...backup_files import NAME, tensors, write_backup
 
@@ -66,3 +66,20 @@ def test_the_suggested_output_never_is_the_runs_own(
 ) -> None:
     backup = next(each for each in scan_workspace(workspace).backups if each.complete)
     assert Path(picker.suggested_output(destination, backup, weight_set)) == Path(suggested)
+    folder = picker.suggested_output(destination, backup, weight_set, folder=True)
+    assert Path(folder) == Path(suggested.removesuffix(".safetensors"))
+
+
+def test_a_backup_that_is_deleted_while_the_list_is_made_is_left_out(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = picker.view_backup
+
+    def vanishing(folder: Path, *, pinned: bool) -> BackupView:
+        if "9-4-2" in folder.name:
+            raise FileNotFoundError(folder)
+        return view(folder, pinned=pinned)
+
+    monkeypatch.setattr(picker, "view_backup", vanishing)
+    (entry,) = picker.entries(workspace)
+    assert entry.complete

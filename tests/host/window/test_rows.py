@@ -20,6 +20,9 @@ class Variable:
     def __init__(self, value: Any) -> None:
         self.value = value
 
+    def set(self, value: Any) -> None:
+        self.value = value
+
     def get(self) -> Any:
         return self.value
 
@@ -55,6 +58,9 @@ class Components:
     def __getattr__(self, kind: str) -> Any:
         return lambda *args, **kwargs: {"kind": kind, "args": args, **kwargs}
 
+    def call_after(self, widget: Any, delay_ms: int, func: Callable[[], None]) -> None:
+        func()
+
     def set_widget_enabled(self, widget: dict[str, Any], enabled: bool) -> None:
         widget["enabled"] = enabled
 
@@ -66,12 +72,12 @@ class Components:
 def rows(monkeypatch: pytest.MonkeyPatch) -> SettingRows:
     values = {key: field.default for key, field in EmaSelectSettings.model_fields.items()}
     section = SimpleNamespace(**values, asks_for_plugin=lambda: section.enabled)
-    own = State(section, {})
+    own = State(section, {key: Variable(str(value)) for key, value in values.items()})
     root = State(None, {"ema_select": own, "ema": Variable("CPU"), "continue_last_backup": Variable(False)})
     for name in ("span", "wrap"):
         monkeypatch.setattr(toolkit, name, lambda *_: None)
     monkeypatch.setattr(toolkit, "set_text", lambda components, label, text: components.set_label_text(label, text))
-    rows = SettingRows(Components(), root)
+    rows = SettingRows(Components(), root, None)
     for place, key in enumerate(layout.shown(layout.KEYS)):
         rows.add(None, place, key)
     return rows
@@ -103,6 +109,15 @@ def test_widgets_follow_the_settings_and_onetrainers_own(rows: SettingRows) -> N
     rows.root.get_var("ema").value = "OFF"
     rows.root.changed("ema")
     assert "save_sets" not in enabled(rows)
+
+
+def test_a_field_that_turns_grey_shows_what_counts_again(rows: SettingRows) -> None:
+    rows.section.enabled = True
+    rows.watch()
+    rows.state.get_var("milestones").value = "10 eop"  # being typed, and not in the config yet
+    rows.section.enabled = False
+    rows.state.changed("enabled")
+    assert rows.state.get_var("milestones").value == ""
 
 
 def test_notes_follow_the_settings(rows: SettingRows) -> None:
@@ -137,6 +152,7 @@ def test_a_failure_while_the_user_types_is_printed_and_no_more(
     def fail() -> str:
         raise RuntimeError("broken")
 
-    rows.note(None, 0, 2, fail)
     rows.watch()
-    assert "RuntimeError: broken" in capsys.readouterr().err
+    rows.note(None, 0, 2, fail)
+    rows.state.changed("enabled")
+    assert "RuntimeError: broken" in capsys.readouterr().out

@@ -60,6 +60,9 @@ class Window:
         self.view.close()
         self.pump()
 
+    def on_screen(self):
+        return self.view.isVisible()
+
     def tab(self, name):
         self.view.tabview.setCurrentWidget(self.view._tab_widgets[name])
         self.pump()

@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path.cwd()))
 sys.path.insert(1, str(Path.cwd() / "scripts"))
 sys.path.insert(2, str(Path(__file__).parent))
 
+from modules.util.ui.validation import flush_and_validate_all
+
 from onetrainer_ema_select.host import install
 from onetrainer_ema_select.host.window import layout
 from onetrainer_ema_select.settings import EmaSelectSettings, allowed_values
@@ -100,6 +102,14 @@ class Story:
         root = self.view.ui_state
         return sum(len(each) for state in (own, root) for each in state._BaseUIState__var_traces.values())
 
+    def settled(self):
+        """Wait until the list and the line about the next training are of what is set now."""
+        still = time.monotonic() + 0.5
+        yield lambda: time.monotonic() > still and not self.panel.busy
+
+    def preview(self):
+        return self.window.text(self.panel.preview)
+
     def picture(self, name, tab, *, height):
         if self.order["pictures"]:
             self.window.tab(tab)
@@ -151,6 +161,15 @@ class Story:
         self.var("ema").set("OFF")
         self.seen["usable with EMA off"] = self.usable()
         self.var("ema").set("CPU")
+        self.var("continue_last_backup").set(False)
+        self.seen["usable without continuing"] = self.usable()
+        yield from self.settled()
+        self.seen["preview of a backup without continuing"] = self.preview()
+        self.var("continue_last_backup").set(True)
+        self.set("milestone_keep", "x")
+        self.set("enabled", "false")
+        self.seen["grey fields that block"] = [each for each in flush_and_validate_all() if "milestone_keep" in each]
+        self.set("enabled", "true")
 
     def files(self):
         """Saved, loaded again after other settings, and kept from one session to the next."""
@@ -201,13 +220,19 @@ class Story:
 
     def mistakes(self):
         """A config with mistakes: named, refused by the run, dropped by a button."""
-        self.load(self.folder / "wrong.json", {"enabled": True, "milestone_keep": "many", "mileston": "x"})
+        self.load(self.folder / "wrong.json", {
+            "enabled": True, "milestone_keep": "many", "mileston": "x", "milestones": "10 eopchs",
+            "resume_weights": "BEST", "ema_half_life": "for ever",
+        })  # fmt: skip
         self.window.tab("backup")
         button = self.window.button("use what is shown")
         self.seen["mistakes"] = self.section.mistakes()
         self.seen["mistakes shown"] = self.window.visible(button)
         self.window.click(button)
         self.seen["mistakes after the button"] = self.section.mistakes()
+        self.seen["values after the button"] = self.values()
+        self.seen["shown after the button"] = {key: self.shown(key) for key in layout.shown(layout.KEYS)}
+        self.window.tab("backup")
         self.seen["button after the button"] = self.window.visible(button)
         yield lambda: True
 
@@ -229,6 +254,7 @@ class Story:
         """A run from the window; its backups are listed when it has ended."""
         yield from self.train()
         self.window.tab("backup")
+        yield from self.settled()
         self.seen["listed"] = self.window.choices(self.panel.list)
         self.seen["dialogs of the training"] = list(self.window.dialogs)
         self.picture("trained-backup", "backup", height=1600)
@@ -252,7 +278,8 @@ class Story:
         self.var("continue_last_backup").set(True)
         self.set("resume_backup", "nowhere")
         yield lambda: self.value("resume_backup") == "nowhere"
-        self.seen["preview of a refused run"] = self.panel.next_start()
+        yield from self.settled()
+        self.seen["preview of a refused run"] = self.preview()
         yield from self.train()
         self.seen["refused"] = list(self.window.dialogs)
         yield lambda: "EMA and non-EMA" in self.window.text(self.view.status_label)
@@ -267,7 +294,8 @@ class Story:
         self.window.click(self.panel.resume)
         self.seen["continue: backup"] = self.value("resume_backup")
         self.seen["continue: asked of OneTrainer"] = self.config.continue_last_backup
-        self.seen["continue: preview"] = self.panel.next_start()
+        yield from self.settled()
+        self.seen["continue: preview"] = self.preview()
         self.picture("continue-backup", "backup", height=1600)
         yield from self.train()
         self.seen["continue: dialogs"] = list(self.window.dialogs)
@@ -275,33 +303,34 @@ class Story:
         self.seen["continue again: leg"] = self.value("resume_leg")
         self.window.click(self.panel.newest)
         self.seen["continue: newest"] = self.value("resume_backup")
+        yield from self.settled()
 
     def exporting(self):
         """Export the non-EMA set of the newest backup; the window stays usable meanwhile."""
         newest = self.window.choices(self.panel.list)[0]
         self.window.choose(self.panel.list, newest)
         self.seen["export: backup"] = str(self.panel.chosen.backup.path)
-        own = self.panel.own
+        own = self.panel.exporting.own
         own.get_var("output").set("")
-        self.window.click(self.panel.button)
-        self.seen["export without an output"] = self.window.text(self.panel.result)
+        self.window.click(self.panel.exporting.export_button)
+        self.seen["export without an output"] = self.window.text(self.panel.exporting.result)
         own.get_var("set").set("non-ema")
         self.seen["export: suggested"] = own.get_var("output").get()
         own.get_var("output").set(str(self.folder / "exported.safetensors"))
         texts, moments = set(), 0
-        self.window.click(self.panel.button)
+        self.window.click(self.panel.exporting.export_button)
 
         def done():
             nonlocal moments
             moments += 1
-            texts.add(self.window.text(self.panel.result))
-            return self.panel.job is None
+            texts.add(self.window.text(self.panel.exporting.result))
+            return self.panel.exporting.job is None
 
         yield done, TRAINING_SECONDS
-        self.seen["export"] = self.window.text(self.panel.result)
-        self.window.click(self.panel.comparing)
-        yield lambda: self.panel.job is None
-        self.seen["compared"] = self.window.text(self.panel.result)
+        self.seen["export"] = self.window.text(self.panel.exporting.result)
+        self.window.click(self.panel.exporting.compare_button)
+        yield lambda: self.panel.exporting.job is None
+        self.seen["compared"] = self.window.text(self.panel.exporting.result)
         self.seen["export: texts"], self.seen["export: moments"] = len(texts), moments
         self.picture("export-backup", "backup", height=1600)
 
@@ -313,9 +342,23 @@ class Story:
             self.window.open()
             mend()
             self.seen[name] = [text for text in self.labels() if "onetrainer-ema-select" in text]
-            self.seen[f"{name}: tabs"] = self.view.training_button is not None
+            self.seen[f"{name}: OneTrainer's own"] = "Backup After" in self.labels()
             self.window.tab("backup")
             yield lambda: True
+        self.window.close()
+        self.window.open()
+
+    def closing(self):
+        """A window that is closed while it exports is gone, and the file is written."""
+        self.window.tab("backup")
+        yield from self.settled()
+        self.panel.exporting.own.get_var("output").set(str(self.folder / "exported-late.safetensors"))
+        self.window.click(self.panel.exporting.export_button)
+        began = time.monotonic() + 1
+        yield lambda: time.monotonic() > began
+        self.seen["closing: exporting"] = self.panel.exporting.job is not None
+        self.window.close()
+        self.seen["closing: on the screen"] = self.window.on_screen()
 
     def labels(self):
         kind = "QLabel" if self.order["toolkit"] == "qt" else "CTkLabel"
@@ -353,6 +396,7 @@ class Story:
         continuing,
         exporting,
         failures,
+        closing,
     )
 
     def tell(self):

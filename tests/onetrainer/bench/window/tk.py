@@ -49,7 +49,10 @@ class Window:
             self.view.update()
 
     def close(self):
-        self.view._CtkTrainUIView__close()
+        self.view.tk.call(self.view.protocol("WM_DELETE_WINDOW"))  # what the window manager calls
+
+    def on_screen(self):
+        return self.view.state() != "withdrawn"
 
     def tab(self, name):
         self.view.tabview.set(name)
