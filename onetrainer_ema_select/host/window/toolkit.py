@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+#: After which a window has been built for certain.
+_OPEN_MILLISECONDS = 1000
 _USUAL = "_ema_select_text_color"
 #: In Tk's light and dark appearance.
 _GREY = ("gray60", "gray50")
@@ -158,7 +160,8 @@ def hide_when_closed(view: Any, timer: Any, busy: Callable[[], bool]) -> None:
 
     Args:
         view: OneTrainer's window.
-        timer: A widget whose timer is used: OneTrainer sets what closing does after it has built its tabs.
+        timer: A widget whose timer is used: OneTrainer sets what closing does only after it has built its tabs, and
+            may look after its timers meanwhile.
         busy: Tells whether something is being done.
     """
     if not is_tk(view):
@@ -176,7 +179,7 @@ def hide_when_closed(view: Any, timer: Any, busy: Callable[[], bool]) -> None:
         if original:
             view.protocol("WM_DELETE_WINDOW", close)
 
-    timer.after(0, attach)
+    timer.after(_OPEN_MILLISECONDS, attach)
 
 
 def warn(view: Any, heading: str, text: str) -> None:

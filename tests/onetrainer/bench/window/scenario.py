@@ -354,7 +354,7 @@ class Story:
         yield from self.settled()
         self.panel.exporting.own.get_var("output").set(str(self.folder / "exported-late.safetensors"))
         self.window.click(self.panel.exporting.export_button)
-        began = time.monotonic() + 1
+        began = time.monotonic() + 1.5
         yield lambda: time.monotonic() > began
         self.seen["closing: exporting"] = self.panel.exporting.job is not None
         self.window.close()
