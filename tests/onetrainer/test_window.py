@@ -126,6 +126,8 @@ def seen(request: pytest.FixtureRequest, stories: dict[str, dict[str, Any]]) -> 
 def test_the_whole_story_was_told(seen: dict[str, Any]) -> None:
     assert "failed" not in seen, seen.get("failed")
     assert "PROBLEM" not in seen["printed"], seen["printed"]
+    # the run that was refused, and on each of the two tabs a failure made on purpose and a host that is not known
+    assert seen["printed"].count("Traceback") == 5, seen["printed"]
     assert "onetrainer-ema-select" in seen["printed"].split("is active")[0]
 
 
