@@ -6,7 +6,9 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import re
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +18,16 @@ from onetrainer_ema_select.installer.target import Probed, probe, run
 from onetrainer_ema_select.wheel import NAME, REQUIRES, build_wheel
 
 _PACKAGE = NAME.replace("-", "_")
+
+# Of the package alone: another package's name may begin with its name. The last is what pip calls it while it removes
+# it: the first letters are others, so that nothing imports it.
+_LEFT = re.compile(
+    rf"{_PACKAGE}|{_PACKAGE}-\d[^-]*\.dist-info"
+    rf"|__editable__\.{_PACKAGE}-\d.*\.pth|__editable___{_PACKAGE}_\d.*_finder\.py"
+    r"|~[-~.=%\d]*n?e?trainer_ema_select(-\d[^-]*\.dist-info)?"
+)
+_COMMANDS = (NAME, f"{NAME}.exe", f"{NAME}.exe.deleteme")
+
 _RELEASE = re.compile(r"\d+(?:\.\d+)*")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)>=([\d.]+)")
 
@@ -88,6 +100,9 @@ def install(environment: Probed, *, source: Path, workplace: Path) -> Probed:
                 f"{environment.packages['pip']}.",
                 path=environment.prefix,
             )
+    for place in list(leftovers(environment)):
+        if is_link(place):
+            place.unlink()  # pip would write through it, into what it leads to
     _pip(environment, command)
     return _unchanged_but_ours(environment)
 
@@ -108,6 +123,11 @@ def uninstall(environment: Probed, *, source: Path) -> Probed:
     if NAME in environment.packages:
         _pip(environment, ["uninstall", "--yes", NAME])
     for place in list(leftovers(environment)):
+        if is_link(place):
+            # what it leads to, a checkout for instance, is not the environment's
+            with contextlib.suppress(OSError):
+                place.unlink()
+            continue
         for file in [place] if place.is_file() else [*sorted(place.rglob("*"), reverse=True), place]:
             # what cannot be removed is named below
             with contextlib.suppress(OSError):
@@ -126,17 +146,26 @@ def uninstall(environment: Probed, *, source: Path) -> Probed:
 def leftovers(environment: Probed) -> Iterator[Path]:
     """Files and folders of the package that lie in the environment; pip renames what it cannot delete at once."""
     for folder in environment.libraries:
-        for pattern in (f"{_PACKAGE}*", f"__editable__*{_PACKAGE}*", "~*trainer_ema_select*"):
-            yield from sorted(folder.glob(pattern))
-    yield from sorted(environment.scripts.glob(f"{NAME}*"))
+        with contextlib.suppress(OSError):  # a folder that is not there
+            yield from sorted(place for place in folder.iterdir() if _LEFT.fullmatch(place.name))
+    for command in _COMMANDS:
+        if os.path.lexists(place := environment.scripts / command):
+            yield place
+
+
+def is_link(place: Path) -> bool:
+    """Whether it is a symbolic link, or what takes a folder to another place on Windows."""
+    found = place.lstat()
+    junction = getattr(found, "st_reparse_tag", 0) == getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", -1)
+    return stat.S_ISLNK(found.st_mode) or junction
 
 
 def _is_ours(file: Path, place: Path, package: Path) -> bool:
     """Whether a file, or an empty folder, below what `leftovers` found may go."""
     if file.is_dir():
         return not any(file.iterdir())
-    if place.suffix in {"", ".exe"} and place.is_file():
-        return True  # the command
+    if place.name in _COMMANDS:
+        return True
     if place.name.startswith("~") or place.suffix == ".dist-info" or file.suffix == ".pyc":
         return True  # pip's own, and what Python compiled
     return (package / file.relative_to(place)).is_file()

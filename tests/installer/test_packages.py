@@ -14,7 +14,14 @@ import pytest
 
 from onetrainer_ema_select import __version__
 from onetrainer_ema_select.errors import InstallError
-from onetrainer_ema_select.installer.packages import missing_packages, refuse_incomplete, with_origin
+from onetrainer_ema_select.installer import packages as installer_packages
+from onetrainer_ema_select.installer.packages import (
+    leftovers,
+    missing_packages,
+    refuse_incomplete,
+    uninstall,
+    with_origin,
+)
 from onetrainer_ema_select.installer.target import Probed
 from onetrainer_ema_select.wheel import build_wheel
 
@@ -99,3 +106,66 @@ def test_it_is_the_wheel_that_the_build_tool_makes(tmp_path: Path) -> None:
     assert needs[0] == needs[1]
     tags = [email.message_from_bytes(one[f"{info}/WHEEL"]) for one in (ours, theirs)]
     assert [(one["Tag"], one["Root-Is-Purelib"]) for one in tags] == [("py3-none-any", "true")] * 2
+
+
+@pytest.fixture
+def emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Probed:
+    """An environment that the package was taken out of by pip, and that does not have to start."""
+    libraries, scripts = tmp_path / "venv" / "lib", tmp_path / "venv" / "bin"
+    libraries.mkdir(parents=True)
+    scripts.mkdir()
+    environment = Probed(scripts / "python", (3, 11, 0), tmp_path / "venv", "venv", (libraries,), scripts, {})
+    monkeypatch.setattr(installer_packages, "probe", lambda python: environment)
+    return environment
+
+
+def test_a_link_to_the_checkout_goes_and_the_checkout_stays(
+    tmp_path: Path, emptied: Probed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = copy_clone(tmp_path / "clone")
+    before = sorted(path for path in clone.rglob("*") if path.is_file())
+    for link in (emptied.libraries[0] / PACKAGE.name, emptied.libraries[0] / "~netrainer_ema_select"):
+        try:
+            link.symlink_to(clone / PACKAGE.name, target_is_directory=True)
+        except OSError:
+            pytest.skip("no symbolic links here")
+    uninstall(emptied, source=clone)
+    assert list(emptied.libraries[0].iterdir()) == []
+    link.symlink_to(clone / PACKAGE.name, target_is_directory=True)
+    there: list[bool] = []
+    monkeypatch.setattr(installer_packages, "_pip", lambda *_: there.append(link.is_symlink()))
+    old = Probed(**{**vars(emptied), "packages": {"pip": "21.0"}})
+    monkeypatch.setattr(installer_packages, "probe", lambda python: old)
+    install(old, source=clone, workplace=tmp_path)
+    assert there == [False]
+    assert sorted(path for path in clone.rglob("*") if path.is_file()) == before
+
+
+def test_what_belongs_to_another_package_of_a_similar_name_stays(emptied: Probed) -> None:
+    [libraries], scripts = emptied.libraries, emptied.scripts
+    own = [
+        libraries / "onetrainer_ema_select-0.0.1.dist-info" / "METADATA",
+        libraries / "onetrainer_ema_select-1.0rc1+local.dist-info" / "METADATA",
+        libraries / "onetrainer_ema_select" / "__init__.py",
+        libraries / "~netrainer_ema_select" / "errors.py",
+        libraries / "~~%trainer_ema_select-0.1.0.dist-info" / "RECORD",
+        scripts / "onetrainer-ema-select",
+        scripts / "onetrainer-ema-select.exe.deleteme",
+    ]
+    others = [
+        libraries / "onetrainer_ema_select_extra-1.0.dist-info" / "METADATA",
+        libraries / "onetrainer_ema_select_extra" / "__init__.py",
+        libraries / "onetrainer_ema_select.py",
+        libraries / "~netrainer_ema_select_extra" / "errors.py",
+        libraries / "~my_onetrainer_ema_select" / "errors.py",
+        libraries / "__editable__.onetrainer_ema_select_extra-1.0.pth",
+        scripts / "onetrainer-ema-select-extra",
+        scripts / "onetrainer-ema-selector.exe",
+    ]
+    for file in (*own, *others):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    assert set(leftovers(emptied)) == {file if file.parent == scripts else file.parent for file in own}
+    uninstall(emptied, source=PACKAGE.parent)
+    assert [file for file in own if file.exists()] == []
+    assert [file for file in others if not file.exists()] == []
