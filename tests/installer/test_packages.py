@@ -16,6 +16,7 @@ from onetrainer_ema_select import __version__
 from onetrainer_ema_select.errors import InstallError
 from onetrainer_ema_select.installer import packages as installer_packages
 from onetrainer_ema_select.installer.packages import (
+    install,
     leftovers,
     missing_packages,
     refuse_incomplete,
