@@ -18,8 +18,11 @@ MARKERS = (
 
 
 def is_onetrainer(directory: Path) -> bool:
-    """Whether a folder is a OneTrainer checkout (or stands in for one)."""
-    return (directory / TRAIN_SCRIPT).is_file() and any((directory / marker).is_file() for marker in MARKERS)
+    """Whether a folder is a OneTrainer checkout (or stands in for one). One that may not be entered is none."""
+    try:
+        return (directory / TRAIN_SCRIPT).is_file() and any((directory / marker).is_file() for marker in MARKERS)
+    except OSError:
+        return False
 
 
 def find_onetrainer(explicit: Path | None = None, *, start: Path | None = None) -> Path:
@@ -65,7 +68,14 @@ def checked(directory: Path, *, source: str) -> Path:
     place = directory.expanduser().absolute()
     if is_onetrainer(place):
         return place
-    found = "has no scripts/train.py beside modules/" if place.is_dir() else "does not exist"
+    found = "has no scripts/train.py beside modules/"
+    try:
+        if not place.is_dir():
+            found = "does not exist"
+        elif not os.access(place, os.X_OK):
+            found = "may not be entered by you"
+    except OSError as error:
+        found = f"cannot be looked at ({error.strerror})"
     raise HostNotFoundError(
         f"{place} ({source}) is not OneTrainer: it {found}. "
         "Give the folder that holds OneTrainer's scripts and modules.",

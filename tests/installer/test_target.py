@@ -66,6 +66,26 @@ def test_of_several_beside_it_the_one_of_the_name_is_taken(quiet: Path, tmp_path
     assert find_host(clone, None) == named
 
 
+def test_a_folder_that_may_not_be_entered_hides_no_other(
+    quiet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = clone_in(tmp_path)
+    closed, host = tmp_path / "A", marked(tmp_path / "OneTrainer")
+    closed.mkdir()
+    stat = Path.stat
+
+    # by hand: nothing is closed to an administrator
+    def denied(path: Path, **how: bool) -> object:
+        if closed in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    assert find_host(clone, None) == host
+    with pytest.raises(HostNotFoundError, match=r"it cannot be looked at \(Permission denied\)"):
+        find_host(clone, closed / "OneTrainer")
+
+
 def test_the_environment_of_the_folder_or_the_named_one(quiet: Path, onetrainer: Path, stub: Stub) -> None:
     with pytest.raises(InstallError, match="no folder venv or conda_env"):
         find_environment(onetrainer, None)
