@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -39,6 +40,14 @@ _NOTHING_LEFT = 1 << 20
 # `text_encoder_2/diffusion_pytorch_model-00001-of-00002.safetensors`.
 _LONGEST_PATH = 259
 _INSIDE = 66
+
+# How torch and safetensors, which have errors of their own, say that a file cannot be made in a place. Windows' own
+# words are in the user's language; its number, 2, 3 or 206, is not.
+_PATH_ERROR = re.compile(
+    r"open file failed|cannot be opened|does not exist|no such file|not ?found|cannot find|too long"
+    r"|(?:errno|os error|code:|winerror) ?(?:2|3|206)\b",
+    re.IGNORECASE,
+)
 
 # How often two threads may meet in the same instant before it is taken for something else.
 _TRIES = 100
@@ -114,7 +123,7 @@ class Staging:
         try:
             yield self.path
         except Exception as error:
-            if problem := _too_long(self.path, self.destination):
+            if _is_of_a_path(error) and (problem := _too_long(self.path, self.destination)):
                 raise problem from error
             if isinstance(error, OSError):
                 raise
@@ -403,6 +412,18 @@ def _private_folder(root: Path) -> Path:
             return Path(tempfile.mkdtemp(prefix="", dir=root))
     root.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix="", dir=root))
+
+
+def _is_of_a_path(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, may be what Windows says of a path that is too long."""
+    while error is not None:
+        if isinstance(error, OSError):
+            if isinstance(error, FileNotFoundError) or error.errno == errno.ENAMETOOLONG:
+                return True
+        elif _PATH_ERROR.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _too_long(path: Path, destination: Path) -> OSError | None:

@@ -684,7 +684,18 @@ def test_old_leftovers_of_a_folder_that_others_write_into(tmp_path: Path) -> Non
 # -- Windows ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file or directory"), RuntimeError("open failed")])
+# What torch 2 and safetensors 0.4 and 0.6 say of a folder that is not there, with Windows' words in German.
+NOT_FOUND = [
+    FileNotFoundError(2, "No such file or directory"),
+    OSError(errno.ENAMETOOLONG, "File name too long"),
+    RuntimeError("Parent directory C:\\models\\x does not exist."),
+    RuntimeError("File C:\\models\\x.pt cannot be opened."),
+    ValueError('Error while serializing: IoError(Os { code: 3, kind: NotFound, message: "Das System kann" })'),
+    ValueError("Error while serializing: I/O error: Das System kann den Pfad nicht finden. (os error 3)"),
+]
+
+
+@pytest.mark.parametrize("error", NOT_FOUND, ids=str)
 def test_a_path_that_is_too_long_for_windows_is_called_that(tmp_path, monkeypatch, error):
     monkeypatch.setattr(store, "_WINDOWS", True)
     staging = Staging(tmp_path / "save" / "x", workspace=tmp_path)
@@ -697,6 +708,25 @@ def test_a_path_that_is_too_long_for_windows_is_called_that(tmp_path, monkeypatc
     assert caught.value.__cause__ is error
     # one that fits is not blamed
     monkeypatch.setattr(store, "_LONGEST_PATH", staged + 66)
+    with pytest.raises(type(error)) as passed, staging.writing():
+        raise error
+    assert passed.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        PermissionError(13, "Permission denied"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        ValueError("Error while serializing: IoError(Os { code: 32, kind: Uncategorized })"),
+    ],
+    ids=str,
+)
+def test_another_error_in_a_long_path_stays_what_it_is(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(store, "_WINDOWS", True)
+    monkeypatch.setattr(store, "_LONGEST_PATH", 10)
+    staging = Staging(tmp_path / "save" / "x", workspace=tmp_path)
     with pytest.raises(type(error)) as passed, staging.writing():
         raise error
     assert passed.value is error
