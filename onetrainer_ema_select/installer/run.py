@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     asked = parser().parse_args(arguments)
     try:
+        refuse_installed(CHECKOUT)
         host = find_host(CHECKOUT, asked.directory)
         say(f"OneTrainer   {host}")
         if asked.uninstall:
@@ -73,6 +74,22 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--uninstall", action="store_true", help="take the plugin out again (as the script uninstall)")
     return made
+
+
+def refuse_installed(checkout: Path) -> None:
+    """Refuse to run as the package that was installed, whose folder is that of all packages.
+
+    Raises:
+        InstallError: What is there is not this project's folder.
+    """
+    if not all((checkout / name).is_file() for name in ("pyproject.toml", "install.sh")):
+        raise InstallError(
+            f"This was started from {checkout}, which is not the project's folder: it has no pyproject.toml and "
+            "install.sh. Nothing was changed. Run the script in the folder that the plugin was installed from. Without "
+            f"it, take the plugin out by hand: {NAME} disable, then the environment's own pip: "
+            f'"{sys.executable}" -m pip uninstall {NAME}',
+            path=checkout,
+        )
 
 
 def typed_folder(text: str) -> Path:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from onetrainer_ema_select.demo.standin_copy import copy_standin
+from onetrainer_ema_select.host import dropin
+
 from .conftest import PACKAGE, ROOT, SCRIPTS, copy_clone, git
 
 BATCH = [ROOT / name for name in SCRIPTS if name.endswith(".bat")]
@@ -94,6 +97,20 @@ def test_the_program_needs_the_standard_library_alone(tmp_path: Path) -> None:
     wrong = subprocess.run([*command, "--nothing"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert not list(clone.rglob("__pycache__"))
+
+
+def test_the_installed_package_refuses_to_be_the_installer(tmp_path: Path) -> None:
+    libraries = tmp_path / "site-packages"
+    shutil.copytree(PACKAGE, libraries / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    host = tmp_path / "OneTrainer"
+    copy_standin(host)
+    dropin.enable(host)
+    command = [sys.executable, libraries / PACKAGE.name / "installer", "--uninstall", host]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert f"NOT DONE. This was started from {libraries}, which is not the project's folder" in ran.stdout
+    assert "delete this folder" not in ran.stdout
+    assert dropin.is_current(host)
 
 
 def test_an_old_python_is_told(tmp_path: Path) -> None:
