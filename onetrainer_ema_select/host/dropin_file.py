@@ -61,9 +61,18 @@ def stop_runs_that_ask(reason):
         )
 
         def start(*args, **kwargs):
+            if getattr(trainer, "reattach", False):
+                # that training is paid for, and its files are to come home; of its final output only one set will
+                trainer.cloud.delete = trainer.cloud.stop
+                trainer.cloud.delete_workspace = lambda: None
+                print("Only a part of the final output will be fetched, and nothing deleted: " + text, file=sys.stderr)
+                return type(trainer).start(trainer)
             with suppress(Exception):
                 trainer.callbacks.on_update_status(text)
-            trainer.error_caught = True  # a cloud is then left as its `on_error` says
+            if getattr(trainer, "cloud", None) is not None:
+                # `end` would do to a cloud machine of an earlier run what `on_error` says, and needs no connection
+                trainer.cloud.delete = trainer.cloud.stop = lambda: None
+            trainer.error_caught = True
             raise RuntimeError(text)
 
         trainer.start = start

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from onetrainer_ema_select.errors import HostMismatchError
-from onetrainer_ema_select.host import notices, seams
+from onetrainer_ema_select.errors import SECTION, HostMismatchError
+from onetrainer_ema_select.host import seams
+from onetrainer_ema_select.host.refusal import refuse
 from onetrainer_ema_select.host.report import write_line
 
 _FIRST = next(seam for seam in seams.SEAMS if seam.replacement.startswith("config_section:"))
@@ -151,15 +152,9 @@ def _refuse_runs() -> None:
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        section = getattr(self.config, "ema_select", None)
+        section = getattr(self.config, SECTION, None)
         if section is not None and section.asks_for_plugin():
-
-            def start() -> None:
-                error = HostMismatchError(_mismatches)
-                notices.leave([str(error)])
-                raise error
-
-            self.start = start
+            refuse(self, HostMismatchError(_mismatches))
 
     _installed.append((trainer, "__init__", original))
     trainer.__init__ = init

@@ -19,6 +19,7 @@ ASKS = {"enabled": True, "milestones": "2 steps"}
 #: Configs go the way they do in the window: read, copied, put into the one that the window keeps, and trained.
 WINDOW = """
 import json, sys
+from types import SimpleNamespace
 sys.path.insert(0, ".")
 from modules.util import create
 from modules.util.callbacks.TrainCallbacks import TrainCallbacks
@@ -33,11 +34,25 @@ for line in sys.stdin:
     window.from_dict(copied.to_dict())
     statuses = []
     trainer = create.create_trainer(window, TrainCallbacks(on_update_status=statuses.append), TrainCommands())
+    done = []
+    trainer.cloud = SimpleNamespace(delete=lambda: done.append("delete"), stop=lambda: done.append("stop"))
     try:
         trainer.start()
         said = "started"
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
+    trainer.cloud.delete(), trainer.cloud.stop()
+    if said != "started":
+        # a training that runs on a cloud machine is reattached to, and its machine stopped rather than deleted
+        del trainer.cloud.delete, trainer.cloud.stop
+        trainer.cloud.stop = lambda: kept.append("stop")
+        kept, trainer.reattach, original = [], True, type(trainer).start
+        type(trainer).start = lambda self: kept.append("start")
+        trainer.start()
+        trainer.cloud.delete()
+        assert kept == ["start", "stop"], kept
+        type(trainer).start = original
+    assert done == ([] if said != "started" else ["delete", "stop"]), done
     print(json.dumps([said, statuses[-1:], window.to_settings_dict(secrets=False)["ema_select"]]))
 """
 

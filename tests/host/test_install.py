@@ -12,7 +12,7 @@ from pytest_mock import MockerFixture
 
 from onetrainer_ema_select.errors import HostMismatchError
 from onetrainer_ema_select.host import install as installing
-from onetrainer_ema_select.host import seams
+from onetrainer_ema_select.host import notices, seams
 from onetrainer_ema_select.host.seams import SEAMS, Seam, SeamResult
 
 REPLACED = [seam for seam in SEAMS if seam.replacement]
@@ -34,6 +34,9 @@ def owners(mocker: MockerFixture) -> Iterator[dict[str, Any]]:
 
         def start(self) -> str:
             return "started"
+
+        def end(self) -> None:
+            raise AssertionError("the machine of an earlier run is deleted")
 
     def resolve(seam: Seam) -> tuple[Any, str, Any]:
         name = seam.name.rsplit(".", 1)[-1]
@@ -116,6 +119,13 @@ def assert_refused(owners: dict[str, Any], sentence: str) -> None:
     with pytest.raises(HostMismatchError) as caught:
         refused.start()
     assert sentence in str(caught.value)
+    assert any(sentence in text for text in notices.take())
+    cloud = types.SimpleNamespace(enabled=True)
+    refused = trainer(types.SimpleNamespace(ema_select=Section(asks=True), cloud=cloud))
+    with pytest.raises(HostMismatchError):
+        refused.start()
+    assert refused.error_caught
+    refused.end()
 
 
 class Cloud:

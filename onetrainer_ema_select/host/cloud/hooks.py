@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,8 +14,10 @@ from onetrainer_ema_select.errors import SECTION, CloudError, EmaSelectError, Ho
 from onetrainer_ema_select.host.cloud.machine import prepare
 from onetrainer_ema_select.host.cloud.names import is_parked, is_temporary, remote_choice, words_above
 from onetrainer_ema_select.host.cloud.output import Entry, RemoteOutput
+from onetrainer_ema_select.host.cloud.secrets import described
 from onetrainer_ema_select.host.decision import check_configuration
 from onetrainer_ema_select.host.install import install_cloud
+from onetrainer_ema_select.host.refusal import keep_machine, leave_machine, refuse, warn
 from onetrainer_ema_select.host.report import Reporter
 from onetrainer_ema_select.settings import EmaSelectSettings
 
@@ -25,12 +28,18 @@ class CloudRun:
 
     Attributes:
         reporter: Tells the user.
+        trainer: Gives OneTrainer's trainer; None when it is gone.
         syncing: Held by whoever fetches files. OneTrainer synchronises on a thread of its own, over the SFTP client
             that its other downloads use too; two threads take each other's answers from that, and wait for ever.
     """
 
     reporter: Reporter
+    trainer: Callable[[], Any] = lambda: None
     syncing: threading.RLock = field(default_factory=threading.RLock)
+
+    def reattaches(self) -> bool:
+        """Whether it follows a training that runs on the machine already."""
+        return bool(getattr(self.trainer(), "reattach", False))
 
 
 # By the cloud section, the one object that OneTrainer shares between the local and the remote configuration.
@@ -51,19 +60,9 @@ def trainer_init(
     _runs.pop(cloud, None)
     if not section.asks_for_plugin():
         return
-    reporter = Reporter(callbacks.on_update_status)
-    _runs[cloud] = CloudRun(reporter)
-    mismatches = install_cloud()
-    if not mismatches:
-        return
-
-    def start() -> None:
-        trainer.error_caught = True  # as OneTrainer's own `start` does, so that its `end` deletes nothing
-        error = HostMismatchError(mismatches)
-        reporter.show(error)
-        raise error
-
-    trainer.start = start
+    _runs[cloud] = CloudRun(Reporter(callbacks.on_update_status), weakref.ref(trainer))
+    if mismatches := install_cloud():
+        refuse(trainer, HostMismatchError(mismatches))
 
 
 def setup(original: Callable[..., Any], cloud: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,9 +76,19 @@ def setup(original: Callable[..., Any], cloud: Any, *args: Any, **kwargs: Any) -
         return original(cloud, *args, **kwargs)
     try:
         check_before_connecting(cloud.config, run.reporter)
-        result = original(cloud, *args, **kwargs)
+    except EmaSelectError as error:
+        if not run.reattaches():
+            leave_machine(cloud)
+            run.reporter.show(error)
+            raise
+        warn(run.reporter, f"The training that runs on the cloud machine goes on, but here: {error}")
+    existed = bool(getattr(getattr(getattr(cloud.config, "secrets", None), "cloud", None), "id", ""))
+    result = original(cloud, *args, **kwargs)
+    try:
         prepare(cloud, run.reporter)
     except EmaSelectError as error:
+        if existed:  # one that this run has made has nothing on it
+            keep_machine(cloud, run.reporter, "it was there before this run, and may have backups on it")
         run.reporter.show(error)
         raise
     return result
@@ -151,7 +160,7 @@ def download_output_model(original: Callable[..., Any], cloud: Any, *args: Any, 
     run = _run_of(cloud)
     if run is None or not _comes_home(cloud):
         return original(cloud, *args, **kwargs)
-    with run.syncing:
+    with run.syncing, _kept_unless_home(cloud, run):
         output = RemoteOutput(cloud)
         entries = output.entries()
         wanted = output.last_written() | {output.destination.name, *(entry.name for entry in entries if entry.new)}
@@ -159,7 +168,7 @@ def download_output_model(original: Callable[..., Any], cloud: Any, *args: Any, 
         # OneTrainer would fetch a folder as if it were a file, and fail.
         if not any(entry.is_folder and entry.name == output.destination.name for entry in entries):
             result = original(cloud, *args, **kwargs)
-        _fetch(cloud, run, output, [entry for entry in entries if entry.name in wanted])
+        _fetch(run, output, [entry for entry in entries if entry.name in wanted])
     return result
 
 
@@ -177,11 +186,11 @@ def run_trainer(original: Callable[..., Any], cloud: Any, *args: Any, **kwargs: 
         run = _run_of(cloud)
         if run is not None and _comes_home(cloud):
             try:
-                with run.syncing:
+                with run.syncing, _kept_unless_home(cloud, run):
                     output = RemoteOutput(cloud)
-                    _fetch(cloud, run, output, [entry for entry in output.entries() if entry.new])
-            except Exception as error:  # noqa: BLE001 - the training's own error is the one that counts
-                run.reporter.problem("What the training has written of its final output was not fetched.", error)
+                    _fetch(run, output, [entry for entry in output.entries() if entry.new])
+            except CloudError:  # said already; the training's own error is the one that counts
+                pass
         raise
 
 
@@ -194,27 +203,29 @@ def _comes_home(cloud: Any) -> bool:
     return bool(cloud.config.cloud.download_output_model) and hasattr(cloud.config, "local_output_model_destination")
 
 
-def _fetch(cloud: Any, run: CloudRun, output: RemoteOutput, entries: Sequence[Entry]) -> None:
-    try:
-        output.fetch(entries)
-    except Exception as error:
-        _keep_machine(cloud, run.reporter)
-        raise CloudError(
-            f"The final output is on the cloud machine, in {output.destination.parent}, and could not be fetched: "
-            f"{error} Fetch it from there before you delete the machine."
-        ) from error
+def _fetch(run: CloudRun, output: RemoteOutput, entries: Sequence[Entry]) -> None:
+    output.fetch(entries)
     for entry in entries:
         run.reporter.say(f"Fetched {output.local.with_name(entry.name)}")
 
 
-def _keep_machine(cloud: Any, reporter: Reporter) -> None:
-    """Have the machine stopped where it would be deleted: a finished model is on it."""
+@contextlib.contextmanager
+def _kept_unless_home(cloud: Any, run: CloudRun) -> Iterator[None]:
+    """Have the machine kept where the final output does not come home: a finished model may be on it.
 
-    def stop_instead() -> None:
-        reporter.problem(
-            "The cloud machine is stopped, not deleted, because the final output is on it and has not come home. Its "
-            "disk may cost money: fetch the files, then delete it."
+    Raises:
+        CloudError: In the place of any other exception, which may have a password in its text, as its context too.
+    """
+    try:
+        yield
+    except BaseException as error:
+        keep_machine(cloud, run.reporter, "the final output has not come home")
+        if not isinstance(error, Exception):
+            raise
+        folder = PurePosixPath(cloud.config.output_model_destination).parent
+        text = (
+            f"The final output is on the cloud machine, in {folder}, and could not be fetched: "
+            f"{described(error, cloud.config)} Fetch it from there before you delete the machine."
         )
-        cloud.stop()
-
-    cloud.delete = stop_instead
+        warn(run.reporter, text)
+        raise CloudError(text) from None

@@ -13,6 +13,8 @@ from typing import Any
 from onetrainer_ema_select import __version__, wheel
 from onetrainer_ema_select.errors import SECTION, CloudError
 from onetrainer_ema_select.host.cloud.remote import MARKER
+from onetrainer_ema_select.host.cloud.secrets import described
+from onetrainer_ema_select.host.refusal import warn
 from onetrainer_ema_select.host.report import Reporter
 from onetrainer_ema_select.origin import PACKAGE
 
@@ -128,11 +130,12 @@ def prepare(cloud: Any, reporter: Reporter) -> None:
             report = machine.ask()
             wrong = problems_of(report, same=report.version == __version__)
         except Exception as error:  # noqa: BLE001 - only said; the training there goes on
-            wrong = [str(error)]
+            wrong = [described(error, cloud.config)]
         if wrong:
-            reporter.problem(
+            warn(
+                reporter,
                 "The training that is running on the cloud machine may be one without this plugin, or with another "
-                f"version of it: {'; '.join(wrong)}. Look for [ema_select] in what it prints."
+                f"version of it: {'; '.join(wrong)}. Look for [ema_select] in what it prints.",
             )
         return
     reporter.say(f"Looking for the plugin on the cloud machine, in {machine.folder}.")
@@ -141,13 +144,14 @@ def prepare(cloud: Any, reporter: Reporter) -> None:
             report = machine.ask("probe")
             wrong = problems_of(report, same=report.fingerprint == wheel.fingerprint())
         except CloudError as error:
-            wrong = [str(error)]
+            wrong = [described(error, cloud.config)]
         if wrong:
             reporter.say(f"Installing {PACKAGE} {__version__} on the cloud machine, as it is installed here.")
             report = machine.install()
             wrong = problems_of(report, same=report.fingerprint == wheel.fingerprint())
-    except Exception as error:
-        raise refusal(machine, [str(error) or type(error).__name__]) from error
+    except Exception as error:  # noqa: BLE001 - told in full by the refusal
+        # not from it: OneTrainer prints the whole chain, and a command has the password in it
+        raise refusal(machine, [described(error, cloud.config)]) from None
     if wrong:
         raise refusal(machine, wrong)
     reporter.say(f"The cloud machine has {PACKAGE} {report.version}, enabled, in {report.python}.")

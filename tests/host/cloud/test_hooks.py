@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pytest_mock import MockerFixture
 
-from onetrainer_ema_select.errors import HostMismatchError, ResumeError, SettingsError
+from onetrainer_ema_select.errors import CloudError, HostMismatchError, ResumeError, SettingsError
 from onetrainer_ema_select.host.cloud import hooks
 from onetrainer_ema_select.host.report import Reporter
 from onetrainer_ema_select.settings import parse_settings
@@ -52,8 +52,19 @@ def config(section: Section | None, cloud: CloudSection | None = None, **more: A
 
 class Trainer:
     def __init__(self, config: Any, callbacks: Any, commands: Any) -> None:
-        self.config = config
-        self.error_caught = False
+        self.config, self.callbacks = config, callbacks
+        self.error_caught = self.reattach = False
+        self.done: list[str] = []
+        self.cloud = SimpleNamespace(
+            delete=lambda: self.done.append("delete"), stop=lambda: self.done.append("stop"), config=config
+        )
+
+    def _stop_tensorboard(self) -> None:
+        self.done.append("tensorboard")
+
+    def end(self) -> None:
+        """As OneTrainer's, with DELETE for whatever has happened."""
+        self.cloud.delete()
 
     def start(self) -> str:
         return "started"
@@ -97,6 +108,19 @@ def test_an_onetrainer_whose_cloud_is_unknown_is_refused_before_it_connects(inst
         trainer.start()
     assert trainer.error_caught  # so that OneTrainer's `end` takes it for an error, and deletes no workspace
     assert "a seam" in said[-1]
+    trainer.end()
+    assert trainer.done == ["tensorboard"]
+
+
+def test_a_reattached_training_is_followed_without_the_plugin_and_its_machine_kept(install: Any):
+    install.return_value = ("a seam: found (), expected (self)",)
+    said: list[str] = []
+    trainer = made(config(Section()), said.append)
+    trainer.reattach = True
+    assert trainer.start() == "started"
+    assert "a seam" in said[-1]
+    trainer.end()
+    assert trainer.done == ["stop"]
 
 
 @pytest.fixture
@@ -138,6 +162,37 @@ def test_wrong_settings_are_refused_before_a_machine_is_made(prepared: Any, sect
     assert done == []
     assert key in said[-1]
     prepared.assert_not_called()
+
+
+def test_a_refusal_before_connecting_leaves_an_earlier_machine_as_it_is(install: Any, prepared: Any):
+    trainer = made(config(Section(save_sets="BOHT")))
+    with pytest.raises(SettingsError):
+        hooks.setup(lambda cloud: None, trainer.cloud)
+    trainer.end()
+    assert trainer.done == []
+
+
+def test_wrong_settings_do_not_keep_from_a_training_that_runs_there(install: Any, prepared: Any):
+    said: list[str] = []
+    trainer = made(config(Section(save_sets="BOHT")), said.append)
+    trainer.reattach = True
+    hooks.setup(lambda cloud: said.append("connected"), trainer.cloud)
+    assert "save_sets" in said[0]
+    assert said[1] == "connected"
+    prepared.assert_called_once()
+
+
+@pytest.mark.parametrize(("pod", "done"), [("pod-1", ["stop"]), ("", ["delete"])])
+def test_a_machine_of_an_earlier_run_that_cannot_have_the_plugin_is_not_deleted(
+    install: Any, prepared: Any, pod: str, done: list[str]
+):
+    prepared.side_effect = CloudError("no pip")
+    secrets = SimpleNamespace(cloud=SimpleNamespace(id=pod))
+    trainer = made(config(Section(), secrets=secrets))
+    with pytest.raises(CloudError):
+        hooks.setup(lambda cloud: None, trainer.cloud)
+    trainer.end()
+    assert trainer.done == done
 
 
 def test_a_path_in_resume_backup_is_made_one_of_the_machine(prepared: Any, tmp_path: Any):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,6 +156,13 @@ def test_where_that_fails_nothing_is_trained(answers: tuple[Any, ...], reason: s
     assert reason in text
     assert f"onetrainer-ema-select {VERSION}, enabled, in the Python of /workspace/OneTrainer" in text
     assert text.endswith("To train without it: set ema_select.enabled=false.")
+
+
+def test_a_refusal_does_not_say_the_password_of_the_command_that_failed():
+    error = subprocess.CalledProcessError(255, ["sshpass", "-p", "hunter2", "scp", "-P", "22", "x", "root@host:/x"])
+    with pytest.raises(CloudError, match="scp ended with 255") as caught:
+        prepare(Machine(ABSENT, error))
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_where_a_training_is_running_nothing_is_changed_and_what_is_wrong_is_said():

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from onetrainer_ema_select.errors import CloudError
+from onetrainer_ema_select.host import notices
 from onetrainer_ema_select.host.cloud import hooks
 from onetrainer_ema_select.host.report import Reporter
 
@@ -199,6 +201,43 @@ def test_a_machine_with_a_model_that_has_not_come_home_is_stopped_rather_than_de
     assert "stopped, not deleted" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("where", ["OneTrainer", "listing", "ledger"])
+def test_whatever_fails_the_machine_and_its_workspace_stay_and_no_password_is_said(
+    cloud: Cloud, where: str, mocker: Any, capsys: pytest.CaptureFixture[str]
+):
+    cloud.write("model.safetensors", "x")
+    cloud.config.secrets = SimpleNamespace(cloud=SimpleNamespace(password="hunter2", api_key=""), huggingface_token="")
+    error: Exception = subprocess.CalledProcessError(1, ["sshpass", "-p", "hunter2", "scp", "x"])
+    if where == "listing":
+        mocker.patch.object(cloud.connection, "run", side_effect=error)
+    elif where == "ledger":
+        error = OSError("lost: hunter2")
+        mocker.patch.object(hooks.RemoteOutput, "last_written", side_effect=error)
+    notices.take()
+    original = mocker.Mock(side_effect=error)
+    with pytest.raises(CloudError, match="could not be fetched") as caught:
+        hooks.download_output_model(original, cloud)
+    cloud.delete()
+    cloud.delete_workspace()
+    assert cloud.done == ["stop"]
+    trace = "".join(traceback.format_exception(caught.value))
+    everything = [trace, capsys.readouterr().out, *notices.take()]
+    assert not [text for text in everything if "hunter2" in text]
+    assert ("scp ended with 1" if where != "ledger" else "lost: ***") in trace
+
+
+def test_a_machine_that_cannot_be_stopped_is_said_to_be_running(cloud: Cloud, mocker: Any):
+    mocker.patch.object(cloud, "stop", side_effect=NotImplementedError("no"))
+    notices.take()
+    with pytest.raises(CloudError):
+        hooks.download_output_model(mocker.Mock(side_effect=OSError("lost")), cloud)
+    with pytest.raises(NotImplementedError):
+        cloud.delete()
+    text = notices.take()[-1]
+    assert "still RUNNING" in text
+    assert "is stopped" not in text
+
+
 def failed(cloud: Cloud) -> None:
     cloud.write("model.safetensors", "of this run")
     raise RuntimeError("exit code 1")
@@ -224,7 +263,7 @@ def test_a_training_whose_files_cannot_be_fetched_keeps_its_own_error(cloud: Clo
     cloud.file_sync.failures = 99
     with pytest.raises(RuntimeError, match="exit code 1"):
         hooks.run_trainer(failed, cloud)
-    assert "was not fetched. Cause: CloudError" in capsys.readouterr().out
+    assert "could not be fetched: connection lost" in capsys.readouterr().out
     cloud.delete()
     assert cloud.done == ["stop"]
 
