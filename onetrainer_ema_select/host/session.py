@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import MutableMapping, Sequence
@@ -88,7 +89,6 @@ class Session:
         self.run = decision.run
         manifest = self.contents.manifest if self.contents is not None else None
         self.parked: list[ParkedRecord] = list(manifest.parked) if manifest is not None else []
-        self.ledger = Ledger(self.workspace)
         self.equal_parts = EqualParts()
         self.milestones = MilestoneWatch(settings.milestones)
         self.names: tuple[str, ...] = ()
@@ -111,6 +111,11 @@ class Session:
         self.pinned: set[str] = set()
         self.last_backup: Path | None = None
         self.lost_backup = ""
+
+    @functools.cached_property
+    def ledger(self) -> Ledger:
+        """The list of saves, read when it is asked for first."""
+        return Ledger(self.workspace)
 
     def register(self) -> None:
         """Let the seams find this run by its configuration, until :meth:`close`."""

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
+from pytest_mock import MockerFixture
 
+from onetrainer_ema_select.host import session as sessions
 from onetrainer_ema_select.host.session import Session
+from onetrainer_ema_select.settings import parse_settings
 
 
 def waiting(*answers: object) -> SimpleNamespace:
@@ -29,3 +32,16 @@ def test_ctrl_c_leaves_checksums_out_and_ends_nothing() -> None:
         "The last backup's checksums are being written; Ctrl-C leaves them out."
     )
     session.checksums.stop.assert_called_once_with()
+
+
+def test_a_run_is_begun_without_a_look_at_the_list_of_saves(mocker: MockerFixture) -> None:
+    """Every process begins it, and may find another state of the disk."""
+    read = mocker.patch.object(sessions, "Ledger")
+    session = Session(
+        MagicMock(**{"config.workspace_dir": "run", "config.output_model_destination": "model"}),
+        parse_settings({"enabled": True}),
+        MagicMock(contents=None),
+    )
+    read.assert_not_called()
+    assert session.ledger is session.ledger
+    read.assert_called_once_with(session.workspace)

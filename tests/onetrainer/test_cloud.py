@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from onetrainer_ema_select import __version__
-from onetrainer_ema_select.host.cloud.hooks import filter_download
+from onetrainer_ema_select.host.cloud.hooks import CloudRun, _runs, filter_download
+from onetrainer_ema_select.host.report import Reporter
 from onetrainer_ema_select.store import read_metadata
 
 from .bench import configs
@@ -253,7 +253,9 @@ def test_what_comes_home_of_a_workspace_for_every_choice_of_flags(
     names = [*files(machine.there(trained.run / "workspace")), *ours]
     flags = dict(zip(FLAGS, values, strict=True))
     rule = host_rule(host)
-    home = {name for name in names if filter_download(rule, config=SimpleNamespace(**flags), path=workspace / name)}
+    section = type("CloudConfig", (), flags)()
+    _runs[section] = CloudRun(Reporter(print))
+    home = {name for name in names if filter_download(rule, config=section, path=workspace / name)}
     by_folder = {
         "save": "download_saves", "backup": "download_backups", "ema_select/milestones": "download_backups",
         "ema_select/parked": "download_backups", "tensorboard": "download_tensorboard", "samples": "download_samples",

@@ -123,18 +123,30 @@ def warnings(config: Any, settings: EmaSelectSettings, workspace: PurePosixPath)
             f"The workspace on the cloud machine, {workspace}, has a word in its path by which OneTrainer decides what "
             f"comes home: all of it follows cloud.{flags[0]}. Give workspace_dir another name if that is not meant."
         )
-    gone = [key for key in ("on_finish", "on_detached_finish") if str(getattr(cloud, key, "")) == "DELETE"]
-    gone += ["delete_workspace"] if cloud.delete_workspace else []
-    if gone and not cloud.download_backups and (settings.milestones or config.backup_before_save):
+    detached = [key for key in ("on_detached_finish", "on_detached_error") if getattr(cloud, "detach_trainer", False)]
+    keys = [key for key in ("on_finish", "on_error", *detached) if str(getattr(cloud, key, "")) == "DELETE"]
+    gone = [*keys, *(["delete_workspace"] if cloud.delete_workspace else [])]
+    regular = str(getattr(config, "backup_after_unit", "NEVER")) != "NEVER"
+    # a run that resumes may set the average of its backup aside
+    leaves_any = bool(settings.milestones) or config.backup_before_save or regular or config.continue_last_backup
+    if gone and leaves_any and not cloud.download_backups:
+        named = ", ".join(f"cloud.{key}" for key in gone)
         said.append(
             f"Backups, also those of milestones and an EMA that is set aside, stay on the cloud machine and go with it "
-            f"(cloud.{gone[0]}). To have them come home, set cloud.download_backups=true."
+            f"({named}). To have them come home, set cloud.download_backups=true."
+        )
+    if lost := [f"cloud.{key}" for key in keys if key in detached]:
+        said.append(
+            f"A detached machine that ends while nobody is connected deletes itself ({', '.join(lost)}), with all that "
+            "has not come home, also the final output. Choose STOP to keep it."
         )
     return tuple(said)
 
 
 def filter_download(original: Callable[..., Any], config: Any, path: Path, *args: Any, **kwargs: Any) -> Any:
     """Stand in for ``BaseCloud._filter_download``: nothing unfinished comes home, a parked EMA with the backups."""
+    if config not in _runs:
+        return original(config, path, *args, **kwargs)
     if is_temporary(path.parts):
         return False
     if is_parked(path.parts):
@@ -166,7 +178,9 @@ def download_output_model(original: Callable[..., Any], cloud: Any, *args: Any, 
         wanted = output.last_written() | {output.destination.name, *(entry.name for entry in entries if entry.new)}
         result = None
         # OneTrainer would fetch a folder as if it were a file, and fail.
-        if not any(entry.is_folder and entry.name == output.destination.name for entry in entries):
+        if not output.is_in_folder and not any(
+            entry.is_folder and entry.name == output.destination.name for entry in entries
+        ):
             result = original(cloud, *args, **kwargs)
         _fetch(run, output, [entry for entry in entries if entry.name in wanted])
     return result

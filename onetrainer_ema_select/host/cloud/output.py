@@ -13,6 +13,7 @@ from onetrainer_ema_select.errors import CloudError
 from onetrainer_ema_select.host.cloud.names import belongs_to_output
 from onetrainer_ema_select.host.ledger import FILE as LEDGER_FILE
 from onetrainer_ema_select.manifest import FOLDER
+from onetrainer_ema_select.naming import companions
 from onetrainer_ema_select.workspace import size_of
 
 # A connection may fail once.
@@ -36,6 +37,22 @@ class RemoteOutput:
         self._cloud = cloud
         self.destination = PurePosixPath(cloud.config.output_model_destination)
         self.local = Path(cloud.config.local_output_model_destination)
+        self._prefix: str | None = None
+        if self._is_in_folder():
+            # OneTrainer gives the file a name of its own; that folder may hold anything else, also the workspace.
+            self._prefix = str(getattr(cloud.config, "save_filename_prefix", ""))
+            self.destination, self.local = self.destination / "*", self.local / "*"
+
+    @property
+    def is_in_folder(self) -> bool:
+        """Whether the output is files in a folder that was there before, with names that OneTrainer has chosen."""
+        return self._prefix is not None
+
+    def _is_in_folder(self) -> bool:
+        form = getattr(self._cloud.config, "output_model_format", None)
+        if form is None or not form.is_single_file():
+            return False
+        return bool(self._printed(f"if test -d {shlex.quote(str(self.destination))}; then echo yes; fi").strip())
 
     def entries(self) -> tuple[Entry, ...]:
         """The parts that are there.
@@ -51,11 +68,21 @@ class RemoteOutput:
         printed = self._printed(f"if test -d {folder}; then {listing}; if test -e {config}; then {newer}; fi; fi")
         rows = [line.split("\t", 1) for line in printed.splitlines() if "\t" in line]
         new = {name for kind, name in rows if kind == "n"}
+        belongs = self._names(rows, new)
         return tuple(
-            Entry(name, kind == "d", name in new)
-            for kind, name in rows
-            if kind in ("d", "f") and belongs_to_output(name, self.destination.name)
+            Entry(name, kind == "d", name in new) for kind, name in rows if kind in ("d", "f") and name in belongs
         )
+
+    def _names(self, rows: Iterable[list[str]], new: set[str]) -> set[str]:
+        """Names of the output's parts among what lies there."""
+        names = {name for _, name in rows}
+        if self._prefix is None:
+            return {name for name in names if belongs_to_output(name, self.destination.name)}
+        files = {name for kind, name in rows if kind == "f"}
+        ending = self._cloud.config.output_model_format.file_extension()
+        models = {name for name in files & new if name.startswith(self._prefix) and name.endswith(ending)}
+        models |= files & self.last_written()
+        return models | {each for name in models for each in companions(name)}
 
     def last_written(self) -> frozenset[str]:
         """Names of the sets that the newest end of a run in this workspace has written, as its list of saves says.

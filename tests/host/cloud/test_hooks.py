@@ -219,6 +219,18 @@ def test_what_will_be_lost_there_is_said_while_it_can_be_changed(prepared: Any, 
     assert printed(CloudSection(on_finish="DELETE", download_backups=True), **milestones) == ""
     assert printed(CloudSection(on_finish="STOP"), **milestones) == ""
     assert printed(CloudSection(on_finish="DELETE")) == ""
+    # whatever leaves backups, whatever deletes them
+    assert "go with it (cloud.on_error)" in printed(CloudSection(on_error="DELETE"), **milestones)
+    for change in ({"backup_after_unit": "MINUTE"}, {"continue_last_backup": True}, {"backup_before_save": True}):
+        remote = config(Section(), CloudSection(on_error="DELETE"))
+        vars(remote).update(change)
+        set_up(remote)
+        assert "go with it (cloud.on_error)" in capsys.readouterr().out
+    for key in ("on_detached_finish", "on_detached_error"):
+        assert printed(CloudSection(**{key: "DELETE"}), **milestones) == ""  # OneTrainer looks at it in no such run
+        text = printed(CloudSection(**{key: "DELETE"}, detach_trainer=True), **milestones)
+        assert f"go with it (cloud.{key})" in text
+        assert f"deletes itself (cloud.{key})" in text
     remote = config(Section())
     remote.workspace_dir = "/workspace/remote/backup/run"
     set_up(remote)
@@ -227,6 +239,7 @@ def test_what_will_be_lost_there_is_said_while_it_can_be_changed(prepared: Any, 
 
 def test_unfinished_files_never_come_home_and_a_parked_ema_with_the_backups():
     section = CloudSection(download_backups=False)
+    hooks._runs[section] = hooks.CloudRun(Reporter(print))
     workspace = PurePosixPath("/workspace/remote/run/ema_select")
 
     def comes(path: PurePosixPath) -> Any:
@@ -238,3 +251,6 @@ def test_unfinished_files_never_come_home_and_a_parked_ema_with_the_backups():
     section.download_backups = True
     assert comes(workspace / "parked" / "x" / "ema.safetensors") is True
     assert comes(workspace / "staging" / "x" / "model.safetensors") is False
+    # a later run of the same window that does not ask for the plugin
+    del hooks._runs[section]
+    assert comes(workspace / "staging" / "x" / "model.safetensors") == "as OneTrainer says"

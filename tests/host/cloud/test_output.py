@@ -149,6 +149,21 @@ def test_an_output_that_is_a_folder_comes_home(tmp_path: Path):
     assert cloud.done == []  # OneTrainer's own would have failed
 
 
+def test_of_a_folder_that_was_there_before_only_the_files_of_this_run_come_home(cloud: Cloud):
+    """OneTrainer gives a single file a name of its own in such a folder, which may hold the workspace too."""
+    cloud.config.output_model_destination = str(cloud.output)
+    cloud.config.local_output_model_destination = str(cloud.here)
+    cloud.config.save_filename_prefix = "me-"
+    cloud.config.output_model_format = SimpleNamespace(is_single_file=lambda: True, file_extension=lambda: ".sft")
+    names = {"me-2026.sft", "me-2026-non-ema.sft", "me-2026.yaml", "me-2026.sft_embeddings/a.st"}
+    for name in (*names, "run/backup/b/model.sft", "me-note.txt", "other.sft"):
+        cloud.write(name, name)
+    cloud.write("me-2025.sft", "of last year", old=True)
+    download(cloud)
+    assert cloud.home() == {name: name for name in names}
+    assert cloud.done == []  # OneTrainer's own would have failed
+
+
 def test_what_an_earlier_run_left_there_stays_there(cloud: Cloud):
     cloud.write("model-non-ema.safetensors", "of last year", old=True)
     cloud.write("model.safetensors", "new")
