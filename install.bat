@@ -17,10 +17,13 @@ set "TRY=%ONETRAINER_DIR%\venv\Scripts\python.exe"
 call :try
 set "TRY=%~dp0..\venv\Scripts\python.exe"
 call :try
+set "TRY=%~dp0..\..\venv\Scripts\python.exe"
+call :try
 set "TRY=%~dp0..\OneTrainer\venv\Scripts\python.exe"
 call :try
 set "TRY=%USERPROFILE%\OneTrainer\venv\Scripts\python.exe"
 call :try
+for /d %%D in ("%~dp0..\*") do if exist "%%D\scripts\train.py" set "TRY=%%D\venv\Scripts\python.exe" & call :try
 set "TRY=python"
 call :try
 if defined RUN goto found
@@ -29,7 +32,8 @@ set "FLAG=-3"
 call :try
 if defined RUN goto found
 
-echo No Python of version 3.10 or newer was found. Run OneTrainer's own install.bat first, then this again.
+echo No Python of version 3.10 or newer was found, OneTrainer's own included. Give OneTrainer's folder after the
+echo script's name, in quotes. If it has no venv yet, run its own install.bat first.
 set "CODE=1"
 goto done
 

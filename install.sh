@@ -6,10 +6,18 @@
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
 # OneTrainer's own first: it is the one that is there on every machine that can use this.
+hosts=("$@")
+if [ -n "${ONETRAINER_DIR:-}" ]; then hosts+=("$ONETRAINER_DIR"); fi
+hosts+=("$here/.." "$here/../.." "$here/../OneTrainer" "$HOME/OneTrainer")
+for script in "$here"/../*/scripts/train.py; do
+    hosts+=("${script%/scripts/train.py}")
+done
+pythons=()
+for host in "${hosts[@]}"; do
+    pythons+=("$host/venv/bin/python" "$host/.venv/bin/python" "$host/conda_env/bin/python")
+done
 code=1
-for python in "${@: -1}"/venv/bin/python "${ONETRAINER_DIR:-}"/venv/bin/python "$here"/../venv/bin/python \
-    "$here"/../OneTrainer/venv/bin/python "$HOME"/OneTrainer/venv/bin/python python3 python "$here"/../conda_env/bin/python \
-    "$here"/../OneTrainer/conda_env/bin/python; do
+for python in "${pythons[@]}" python3 python; do
     if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' > /dev/null 2>&1; then
         "$python" -I "$here/onetrainer_ema_select/installer/__main__.py" "$@"
         code=$?
@@ -18,7 +26,8 @@ for python in "${@: -1}"/venv/bin/python "${ONETRAINER_DIR:-}"/venv/bin/python "
     python=
 done
 if [ -z "$python" ]; then
-    echo "No Python of version 3.10 or newer was found. Run OneTrainer's own install.sh first, then this again." >&2
+    echo "No Python of version 3.10 or newer was found, OneTrainer's own included. Give OneTrainer's folder after the" \
+        "script's name, in quotes. If it has no venv yet, run its own install.sh first." >&2
 fi
 
 # Started by a file manager, not from a shell, the window would close before the result is read.

@@ -84,8 +84,24 @@ def test_bash_finds_a_python_or_says_that_there_is_none(tmp_path: Path) -> None:
     ran = run()
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == (
-        "No Python of version 3.10 or newer was found. Run OneTrainer's own install.sh first, then this again.\n"
+        "No Python of version 3.10 or newer was found, OneTrainer's own included. Give OneTrainer's folder after the "
+        "script's name, in quotes. If it has no venv yet, run its own install.sh first.\n"
     )
+    # where it is found without being named: above the folder that the page recommends, and beside it by another name
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up" / "external").mkdir()
+    inside = clone.rename(tmp_path / "up" / "external" / "clone")
+    shutil.copytree(tmp_path / "c d" / "venv", tmp_path / "up" / "venv")
+    clone = inside
+    assert run().returncode == 7
+    shutil.rmtree(tmp_path / "up" / "venv")
+    assert run().returncode == 1
+    sibling = tmp_path / "up" / "external" / "One (Trainer) master"
+    shutil.copytree(tmp_path / "c d" / "venv", sibling / "venv")
+    assert run().returncode == 1  # another program's
+    (sibling / "scripts").mkdir()
+    (sibling / "scripts" / "train.py").touch()
+    assert run().returncode == 7
 
 
 def test_the_program_needs_the_standard_library_alone(tmp_path: Path) -> None:
