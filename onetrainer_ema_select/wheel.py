@@ -30,7 +30,8 @@ _WHEEL = f"Wheel-Version: 1.0\nGenerator: {NAME}\nRoot-Is-Purelib: true\nTag: py
 _DATE = (2020, 1, 1, 0, 0, 0)
 _MODE = 0o100644 << 16
 
-_LICENSE_PLACES = ("LICENSE", f"{_MODULE}-*.dist-info/licenses/LICENSE", f"{_MODULE}-*.dist-info/LICENSE")
+# Of an installed package first: beside it lies whatever another package has put there.
+_LICENSE_PLACES = (f"{_MODULE}-*.dist-info/licenses/LICENSE", f"{_MODULE}-*.dist-info/LICENSE", "LICENSE")
 
 
 def build_wheel(folder: Path, *, package: Path | None = None) -> Path:

@@ -66,6 +66,19 @@ def test_the_fingerprint_is_that_of_the_files_their_names_and_nothing_else(tmp_p
     assert len({same, fingerprint(a="2", sub__b="1"), fingerprint(a="1", b="2"), fingerprint(a="1")}) == 4
 
 
+def test_an_installed_package_takes_its_own_licence_not_the_one_beside_it(tmp_path: Path):
+    package, info = tmp_path / "onetrainer_ema_select", tmp_path / "onetrainer_ema_select-1.2.dist-info"
+    for file, text in (
+        (package / "__init__.py", '__version__ = "1.2"\n'),
+        (tmp_path / "LICENSE", "another package's"),
+        (info / "licenses" / "LICENSE", "its own"),
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    with zipfile.ZipFile(wheel.build_wheel(tmp_path / "out", package=package)) as made:
+        assert made.read(f"{info.name}/licenses/LICENSE") == b"its own"
+
+
 def test_it_runs_as_a_file_without_site_packages(tmp_path: Path):
     command = [sys.executable, "-I", "-S", PACKAGE / "wheel.py", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
