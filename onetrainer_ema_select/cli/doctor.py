@@ -157,16 +157,17 @@ def advice(
             "This OneTrainer is not one that the plugin knows, so it refuses to run with it. "
             f"Get a newer version of the plugin and install it: pip install --upgrade {install_source()}"
         )
-    elif not all(seam.ok for seam in export_seams):
-        actions.append(
-            "The plugin can train with this OneTrainer, but not export from its backups. Get a newer version of the "
-            f"plugin and install it: pip install --upgrade {install_source()}"
-        )
-    elif not all(seam.ok for seam in window_seams):
-        actions.append(
-            "The plugin works with this OneTrainer, but cannot show its settings in the window: set them in the config "
-            f"file, or get a newer version of the plugin: pip install --upgrade {install_source()}"
-        )
+    else:
+        if not all(seam.ok for seam in export_seams):
+            actions.append(
+                "The plugin can train with this OneTrainer, but not export from its backups. Get a newer version of "
+                f"the plugin and install it: pip install --upgrade {install_source()}"
+            )
+        if not all(seam.ok for seam in window_seams):
+            actions.append(
+                "The plugin works with this OneTrainer, but cannot show its settings in the window: set them in the "
+                f"config file, or get a newer version of the plugin: pip install --upgrade {install_source()}"
+            )
     if not all(seam.ok for seam in cloud_seams):
         actions.append(
             "The plugin does not know this OneTrainer's cloud training: cloud runs with it are refused on the machine "

@@ -135,7 +135,9 @@ def install(host: Path, named: Path | None) -> int:
             say(f"  NOT  {seam['sentence']}")
     if not report["ok"]:
         say("")
-        say("INSTALLED, BUT IT DOES NOT FIT. " + " ".join(report["advice"]))
+        trains = all(seam["ok"] for seam in report["seams"]) and all(report["packages"].values())
+        heading = "INSTALLED, BUT A PART DOES NOT FIT. " if trains else "INSTALLED, BUT IT DOES NOT FIT. "
+        say(heading + " ".join(report["advice"]))
         return 1
     say("")
     say(f"DONE. {NAME} {after.packages[NAME]} is installed and starts with OneTrainer.")

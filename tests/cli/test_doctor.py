@@ -104,6 +104,13 @@ def test_a_window_that_has_changed(command: Command, standin: Path) -> None:
     file.write_text("class BaseTrainingTabView:\n    def build(self, column_0, ui_state): ...\n", encoding="utf-8")
     code, out, err = command("doctor", standin)
     assert (code, err) == (1, "")
+    # advised also where something else does not fit
+    loader = standin / "modules" / "modelLoader" / "mixin" / "InternalModelLoaderMixin.py"
+    text = loader.read_text(encoding="utf-8")
+    loader.write_text(text.replace("(self, model, model_name)", "(self, model)"), encoding="utf-8")
+    both = json.loads(command("doctor", standin, "--json")[1])["advice"]
+    loader.write_text(text, encoding="utf-8")
+    assert ["export" in both[0], "in the window" in both[1], len(both)] == [True, True, 2]
     lines = out.splitlines()
     assert (
         "NOT  for the window: modules.ui.BaseTrainingTabView:BaseTrainingTabView.build: found (self, column_0, "
