@@ -89,13 +89,13 @@ def ema_text(ema: EmaReport) -> str:
 
 def half_life_json(ema: EmaReport) -> dict[str, Any] | None:
     """How long an average is; see docs/json.md."""
-    if ema.average is None:
+    if ema.average is None or math.isinf(ema.average.half_life.steps):
         return None
     full, now = ema.average.half_life, ema.average.half_life_at(ema.step)
     return {
         "asked": ema.average.typed,
-        "full": asdict(full) if math.isfinite(full.steps) else None,
-        "now": asdict(now) if math.isfinite(now.steps) else None,
+        "full": asdict(full),
+        "now": asdict(now),
         "age": ema.age,
         "warnings": ema.average.warnings(run_steps=ema.run_steps),
     }

@@ -83,6 +83,7 @@ def workspace(tmp_path: Path) -> Path:
     write_backup(root / "backup" / NAME, files, averages=average, names=names)
     manifest = root / "backup" / NAME / "ema_select" / "manifest.json"
     raw = json.loads(manifest.read_text(encoding="utf-8"))
+    raw["ema"] |= {"half_life": "1 steps", "age": 3.5, "images_per_step": 4, "steps_per_epoch": 2, "decay": 0.1}
     raw |= {"parked": [{"name": "x-ema", "step": 2}], "milestones": ["2 epochs"], "onetrainer_commit": "abc"}
     manifest.write_text(json.dumps(raw), encoding="utf-8")
     write_backup(root / "ema_select" / "milestones" / "backup" / NAME, files)
@@ -107,6 +108,10 @@ def test_list(command: Command, workspace: Path) -> None:
     for key, kind in list(expected.items()):
         if key.startswith("backups[]."):
             expected[key.replace("backups[]", "milestones[]")] = kind
+    # as of a backup that says less
+    for one in (report["backups"][-1], report["backups"][0]):
+        more = {**one, "half_life": {"steps": 1.0, "images": None, "epochs": None}, "length_warnings": ["a"]}
+        report["backups"].append(more)
     # the milestone's backup is whole: what may be missing is tried on the others
     for one in report["milestones"]:
         one |= {"step": None, "epoch": None} if one is report["milestones"][-1] else {}
@@ -134,6 +139,9 @@ def test_inspect(command: Command, workspace: Path) -> None:
     header = {"ema_select.set": "EMA", "ema_select.decay": "x", "ema_select.update_step_interval": "2"}
     save_file({"a": torch.ones(1)}, workspace / "c.safetensors", metadata=header)
     reports.append(json.loads(command("inspect", workspace / "c.safetensors", "--json")[1]))
+    header["ema_select.decay"] = "0.9"
+    save_file({"a": torch.ones(1)}, workspace / "d.safetensors", metadata=header)
+    reports.append(json.loads(command("inspect", workspace / "d.safetensors", "--json")[1]))
     check(reports, documented("inspect"))
 
 
