@@ -116,7 +116,7 @@ def loaded_lines(session: Session, *, epoch_length: int, epochs: int) -> list[st
     if average.typed:
         line += f". A decay of {average.decay:.6g} an update"
     else:
-        line += f". OneTrainer's warm-up has brought it to {average.half_life_at(run).text} by the end"
+        line += f". OneTrainer's warm-up brings it to {average.half_life_at(run).text} by the end"
     return [f"{line}.", *(f"WARNING: {text}" for text in average.warnings(run_steps=run))]
 
 
