@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,13 @@ from onetrainer_ema_select.backup_names import check_shapes, known_names
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.errors import BackupError, ManifestError, NamesError
 from onetrainer_ema_select.integrity import EMA_FILE, read_progress
-from onetrainer_ema_select.manifest import CONFIG_NAME, FOLDER, Manifest, read_manifest
+from onetrainer_ema_select.manifest import FOLDER, Manifest, read_manifest
 from onetrainer_ema_select.places import Shape, find_places, name_all
 from onetrainer_ema_select.recognise import is_parked, parked_problem, refuse_incomplete, refuse_other
+from onetrainer_ema_select.run_config import read_config
 from onetrainer_ema_select.tensor_files import read_averages, read_folder, read_safetensors
 from onetrainer_ema_select.tensor_set import MappedTensor, Place, StoredTensor, TensorSet
 
-HOST_CONFIG = Path("onetrainer_config", "args.json")
-#: Where a backup keeps the configuration that it was made with: OneTrainer's own copy, else the plugin's.
-CONFIG_PLACES = (HOST_CONFIG, Path(FOLDER, CONFIG_NAME))
 POSITION = "position"
 # What lies in a backup beside the folders of a fine-tuned model.
 _NOT_COMPONENTS = frozenset({"optimizer", "ema", "lora", "embeddings", "embedding", "onetrainer_config", FOLDER})
@@ -147,18 +144,6 @@ def open_backup(path: str | os.PathLike[str], *, names: Sequence[str] | None = N
         places=places,
         decay=decay,
     )
-
-
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration that a backup was made with: OneTrainer's own copy, else the plugin's."""
-    for path in (folder / place for place in CONFIG_PLACES):
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(config, dict):
-            return config
-    return None
 
 
 def _averages(folder: Path, manifest: Manifest | None) -> tuple[list[MappedTensor] | None, float | None]:

@@ -43,10 +43,16 @@ class EmaRecord(_Record):
     Attributes:
         file: Path relative to the folder that the manifest describes.
         dtype: ``FLOAT_32``, or ``PARAMETER`` for an average in the parameters' own dtypes.
-        decay: Upper bound of the decay per update.
+        decay: Decay that the updates come to, after the warm-up where it is OneTrainer's.
         update_step_interval: Optimizer steps from one update to the next.
         updates: Updates so far, over all legs that continued this average.
         step: The host's ``global_step`` that it belongs to.
+        half_life: As it was asked for; empty where the decay is OneTrainer's.
+        age: In half-lives, of an average that began with one; see :class:`length.Pace`.
+        updated_at_step: Steps done at its last update, where there is a half-life.
+        accumulation: Batches of an optimizer step.
+        images_per_step: Images of a batch on every GPU.
+        steps_per_epoch: Batches of an epoch.
     """
 
     file: str
@@ -55,6 +61,12 @@ class EmaRecord(_Record):
     update_step_interval: Count
     updates: Count
     step: Count
+    half_life: str = ""
+    age: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    updated_at_step: Count | None = None
+    accumulation: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    images_per_step: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    steps_per_epoch: Annotated[int, Field(ge=1, le=2**53)] | None = None
 
     @field_validator("file")
     @classmethod

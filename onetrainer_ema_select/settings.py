@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from onetrainer_ema_select import schedule
+from onetrainer_ema_select import length, schedule
 from onetrainer_ema_select.choices import (
     Choice,
     EmaDtype,
@@ -21,6 +21,7 @@ from onetrainer_ema_select.choices import (
 )
 from onetrainer_ema_select.errors import SECTION, SettingProblem, SettingsError
 from onetrainer_ema_select.settings_advice import (
+    INVALID_LENGTH,
     INVALID_MILESTONES,
     NOT_YET,
     section_problem,
@@ -53,7 +54,6 @@ LATER: Final[Mapping[str, tuple[Choice, ...]]] = {
 
 DEFAULT_ONLY: Final = (
     "resume_sigma_rel",
-    "ema_half_life",
     "post_hoc_sigma_rels",
     "post_hoc_every",
 )
@@ -166,8 +166,9 @@ class EmaSelectSettings(BaseModel):
     ema_half_life: str = Field(
         default="",
         title="EMA Half-Life",
-        description="After how long a step counts half in the average, as in 2 epochs, 5000 images or 800 "
-        "steps, whatever the batch size and update interval. Empty uses OneTrainer's EMA decay as it is.",
+        description="After how long what was learnt counts half in the average: 2 epochs, 5000 images or 800 "
+        "steps (batches), whatever the update interval, accumulation, batch size and GPUs. It takes the place of "
+        "OneTrainer's EMA decay and its warm-up; empty uses these as they are.",
         examples=["2 epochs"],
     )
     post_hoc_sigma_rels: str = Field(
@@ -201,6 +202,16 @@ class EmaSelectSettings(BaseModel):
             schedule.parse_milestones(value)
         except ValueError as error:
             raise PydanticCustomError(INVALID_MILESTONES, "{reason}", {"reason": str(error)}) from error
+        return value
+
+    @field_validator("ema_half_life")
+    @classmethod
+    def check_half_life(cls, value: str) -> str:
+        """Refuse what `length.parse_half_life` cannot read."""
+        try:
+            length.parse_half_life(value)
+        except ValueError as error:
+            raise PydanticCustomError(INVALID_LENGTH, "{reason}", {"reason": str(error)}) from error
         return value
 
     @field_validator(*LATER, *DEFAULT_ONLY)

@@ -16,8 +16,11 @@ from onetrainer_ema_select.errors import SECTION, SettingProblem
 
 NOT_YET: Final = "not_yet"
 INVALID_MILESTONES: Final = "invalid_milestones"
+INVALID_LENGTH: Final = "invalid_length"
 LONGEST_SHOWN: Final = 80
 EMPTY: Final = "an empty text"
+HALF_LIFE: Final = "ema_half_life"
+LENGTHS: Final = "2 epochs, 0.5 epochs, 5000 images, 800 steps and the like, or an empty text"
 UNQUOTED: Final = re.compile(r"[\w.,:/%+=-]*")
 # Special to some shell within double quotes too.
 SPECIAL: Final = re.compile(r"[\"$`!\\\x00-\x1f\ud800-\udfff]")
@@ -70,13 +73,13 @@ def value_problem(
     found = shown(details["input"])
     if details["type"] == NOT_YET:
         found = f"{found}, which is not in this version yet"
-    elif details["type"] == INVALID_MILESTONES:
+    elif details["type"] in (INVALID_MILESTONES, INVALID_LENGTH):
         found = f"{found}, in which {details['msg']}"
     if allowed is None:
         return SettingProblem(
             key=key,
             found=found,
-            expected=f"allowed: {kind(field)}",
+            expected=f"allowed: {LENGTHS if key == HALF_LIFE else kind(field)}",
             advice=f"type for example {option(key, example(field))}",
         )
     if len(allowed) == 1:

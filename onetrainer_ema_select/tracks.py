@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from onetrainer_ema_select.averaging import Averager
-from onetrainer_ema_select.errors import TrackError
+from onetrainer_ema_select.errors import EmaSelectError, TrackError
+from onetrainer_ema_select.length import Pace
 from onetrainer_ema_select.schedule import is_update_step, warmup_decay
 
 _SEED_OFFSET = 0x5EED0000
@@ -47,6 +48,7 @@ class WeightTracks:
         dtype: torch.dtype | None = torch.float32,
         update_step_interval: int = 1,
         initial: MutableMapping[str, Tensor] | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """Start the average from the parameters as they are, or take up a saved one.
 
@@ -59,6 +61,7 @@ class WeightTracks:
             update_step_interval: Every how many optimizer steps the average moves.
             initial: Saved averages by name. Each one used is taken out of the mapping and kept *without* a
                 copy where device and dtype already fit, so that no second set is ever in memory.
+            pace: Gives the updates their weights in place of ``decay`` and its warm-up, for a half-life.
 
         Raises:
             TrackError: If a name occurs twice, or a saved average has another shape than its parameter.
@@ -68,6 +71,7 @@ class WeightTracks:
         self.dtype = dtype
         self.update_step_interval = update_step_interval
         self.updates = 0
+        self.pace = pace
         self._averager = Averager()
         self._parameters: dict[str, Tensor] = {}
         # None stands for "shares the live weight": a parameter that does not train and has no saved average.
@@ -146,7 +150,18 @@ class WeightTracks:
 
     def get_current_decay(self, optimization_step: int) -> float:
         """Decay of the update at this optimizer step (0-based)."""
+        if self.pace is not None:
+            return 1.0 - self.pace.weight(optimization_step)
         return warmup_decay(optimization_step, self.decay)
+
+    def decay_per_update(self) -> float:
+        """Decay that the updates come to; ``decay`` where a half-life in epochs cannot be converted yet."""
+        if self.pace is None:
+            return self.decay
+        try:
+            return self.pace.decay()
+        except EmaSelectError:
+            return self.decay
 
     @torch.no_grad()
     def step(self, parameters: Iterable[Tensor], optimization_step: int) -> None:
@@ -171,10 +186,16 @@ class WeightTracks:
             averages.append(average)
             live.append(parameter)
         _wait_for_transfers()
-        weight = 1.0 - self.get_current_decay(optimization_step)
+        weight = (
+            1.0 - self.get_current_decay(optimization_step)
+            if self.pace is None
+            else self.pace.weight(optimization_step)
+        )
         # Away from the small numbers that hosts seed their own rounding with: the same noise in both would bias it.
         self._averager.update(averages, live, weight=weight, seed=optimization_step + _SEED_OFFSET)
         self.updates += 1
+        if self.pace is not None:
+            self.pace.advance(optimization_step)
 
     # -- exchanging --------------------------------------------------------------------------------------
 
@@ -269,7 +290,7 @@ class WeightTracks:
 
     def state_dict(self) -> dict[str, Any]:
         """What the host's ``ema.pt`` holds: ``decay``, and the averages as a list in its order (aliases)."""
-        return {"decay": self.decay, "ema_parameters": self.ema_parameters}
+        return {"decay": self.decay_per_update(), "ema_parameters": self.ema_parameters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the averages of a host ``ema.pt``, by position; its decay only where there is none here.

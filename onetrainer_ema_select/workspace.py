@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from onetrainer_ema_select.average_length import average_of, run_steps
 from onetrainer_ema_select.errors import EmaSelectError, ManifestError
 from onetrainer_ema_select.integrity import BACKUP_NAME, EMA_FILE, backup_problem, read_progress
-from onetrainer_ema_select.manifest import FOLDER, LegRecord, Manifest, read_manifest
+from onetrainer_ema_select.length import Length
+from onetrainer_ema_select.manifest import FOLDER, EmaRecord, LegRecord, Manifest, read_manifest
 from onetrainer_ema_select.naming import (
     MODEL_ENDINGS,
     companions,
@@ -19,6 +22,7 @@ from onetrainer_ema_select.naming import (
     set_suffix,
     split,
 )
+from onetrainer_ema_select.run_config import read_config
 from onetrainer_ema_select.settings import WeightSet
 from onetrainer_ema_select.store import read_metadata
 
@@ -55,6 +59,9 @@ class BackupView:
         leg: What its leg of the run began with; empty for a backup made without the plugin.
         parked: Averages set aside before it, each with the step it stopped at.
         milestone: The milestones that it was pinned for; empty for others.
+        half_life: What its average's half-life had come to, OneTrainer's warm-up and all; None where it holds none,
+            where that cannot be told, and where it is endless.
+        length_warnings: What is wrong with that length, a sentence each.
     """
 
     name: str
@@ -68,6 +75,8 @@ class BackupView:
     leg: str
     parked: tuple[str, ...]
     milestone: str = ""
+    half_life: Length | None = None
+    length_warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,17 +218,47 @@ def view_backup(folder: Path, *, pinned: bool = False) -> BackupView:
     leg = ""
     parked: tuple[str, ...] = ()
     milestone = ""
+    record = None
     try:
         if manifest := read_manifest(folder):
             sets = tuple(set_suffix(WeightSet(name)) for name in manifest.sets)
             leg = leg_text(manifest.leg)
             milestone = ", ".join(manifest.milestones)
+            record = manifest.ema
             parked = tuple(f"{record.name} (stopped at step {record.step})" for record in manifest.parked)
     except ManifestError as error:
         # OneTrainer can still resume from it, the plugin says this sentence and stops
         reason = reason or str(error)
     step, epoch = progress.get("global_step"), progress.get("epoch")
-    return BackupView(folder.name, folder, not problem, reason, step, epoch, sets, size, leg, parked, milestone)
+    half_life, warnings = _length(folder, record, progress) if "ema" in sets else (None, ())
+    return BackupView(
+        folder.name,
+        folder,
+        not problem,
+        reason,
+        step,
+        epoch,
+        sets,
+        size,
+        leg,
+        parked,
+        milestone,
+        half_life,
+        warnings,
+    )
+
+
+def _length(
+    folder: Path, record: EmaRecord | None, progress: Mapping[str, int]
+) -> tuple[Length | None, tuple[str, ...]]:
+    """The half-life of a backup's average, and what is wrong with it."""
+    config = read_config(folder)
+    average = average_of(record, config, progress=progress)
+    if average is None:
+        return None, ()
+    half_life = average.half_life_at(progress.get("global_step", 0))
+    warnings = average.warnings(run_steps=run_steps(average, config))
+    return None if math.isinf(half_life.steps) else half_life, warnings
 
 
 def pinned_backups(workspace: Path) -> tuple[tuple[Path, Manifest], ...]:

@@ -48,6 +48,10 @@ METADATA = {
     "updates",
     "update_step_interval",
     "precision",
+    "half_life",
+    "accumulation",
+    "images_per_step",
+    "steps_per_epoch",
     "version",
     "json",
 }

@@ -61,6 +61,11 @@ MILESTONES_TAIL = (
     'type for example --config-value "ema_select.milestones=10 epochs, 25%, every 500 steps"'
 )
 ONLY_EMPTY = "which is not in this version yet; allowed: only an empty text; type --config-value ema_select"
+LENGTH_TAIL = (
+    "; allowed: 2 epochs, 0.5 epochs, 5000 images, 800 steps and the like, or an empty text; "
+    'type for example --config-value "ema_select.ema_half_life=2 epochs"'
+)
+HALF_LIFE_TAIL = f" (epochs, images or steps){LENGTH_TAIL}"
 BACKUP_TAIL = (
     "; allowed: a text; type for example --config-value ema_select.resume_backup=2026-03-01_12-00-00-backup-4000-10-0"
 )
@@ -128,7 +133,30 @@ WRONG: list[tuple[str, object, str]] = [
         'ema_select.ema_dtype: found "float32"; allowed: FLOAT_32, PARAMETER; '
         "type for example --config-value ema_select.ema_dtype=FLOAT_32",
     ),
-    ("ema_half_life", "2 epochs", f'ema_select.ema_half_life: found "2 epochs", {ONLY_EMPTY}.ema_half_life='),
+    ("ema_half_life", "2", f'ema_select.ema_half_life: found "2", in which there is no unit{HALF_LIFE_TAIL}'),
+    (
+        "ema_half_life",
+        "0 epochs",
+        f'ema_select.ema_half_life: found "0 epochs", in which the number is not more than 0{LENGTH_TAIL}',
+    ),
+    (
+        "ema_half_life",
+        "-5 images",
+        f'ema_select.ema_half_life: found "-5 images", in which the number is not more than 0{LENGTH_TAIL}',
+    ),
+    (
+        "ema_half_life",
+        "1.5 steps",
+        f'ema_select.ema_half_life: found "1.5 steps", in which the number of steps is not whole{LENGTH_TAIL}',
+    ),
+    ("ema_half_life", "25%", f'ema_select.ema_half_life: found "25%", in which no length can be read{LENGTH_TAIL}'),
+    ("ema_half_life", "epochs", f'ema_select.ema_half_life: found "epochs", in which there is no number{LENGTH_TAIL}'),
+    (
+        "ema_half_life",
+        "1234567890123 steps",
+        f'ema_select.ema_half_life: found "1234567890123 steps", in which there '
+        f"is a number of more than 12 digits{LENGTH_TAIL}",
+    ),
     (
         "post_hoc_sigma_rels",
         "0.05, 0.10",
@@ -271,8 +299,7 @@ WRONG: list[tuple[str, object, str]] = [
     (
         "ema_half_life",
         None,
-        "ema_select.ema_half_life: found null; allowed: only an empty text; "
-        "type --config-value ema_select.ema_half_life=",
+        f"ema_select.ema_half_life: found null{LENGTH_TAIL}",
     ),
 ]
 
@@ -376,6 +403,8 @@ def test_what_the_host_writes_can_be_read_back() -> None:
         ("resume_leg", 2, "2"),
         ("resume_leg", "  second try ", "second try"),
         ("ema_half_life", "  ", ""),
+        ("ema_half_life", "0.5 Epochs", "0.5 Epochs"),
+        ("ema_half_life", "\uff15\uff10\uff10\uff10 images", "\uff15\uff10\uff10\uff10 images"),
     ],
 )
 def test_values_from_files_and_from_the_command_line(key: str, value: object, expected: object) -> None:

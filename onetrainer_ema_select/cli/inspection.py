@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from onetrainer_ema_select.average_length import average_of, run_steps
 from onetrainer_ema_select.backups import Backup
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.cli.distances import UNNAMED, Measured, measure, open_named, progress
 from onetrainer_ema_select.comparison import Count, count
 from onetrainer_ema_select.errors import EmaSelectError, NamesError
+from onetrainer_ema_select.length import Average
 from onetrainer_ema_select.manifest import FOLDER
 from onetrainer_ema_select.model_kinds import PARKED, Kind, backup_kind, kind_of
 from onetrainer_ema_select.models import open_model
@@ -41,12 +43,27 @@ class SetReport:
 
 @dataclass(frozen=True)
 class EmaReport:
-    """How an average was made; None for what nothing says."""
+    """How an average was made; None for what nothing says.
+
+    Attributes:
+        decay: Of an update.
+        update_step_interval: Optimizer steps from one update to the next.
+        updates: So far.
+        precision: As in the settings.
+        average: What its length comes from.
+        step: Steps done.
+        run_steps: Steps of the whole run.
+        age: In half-lives, of one that began with a half-life.
+    """
 
     decay: float | None
     update_step_interval: int | None
     updates: int | None
     precision: str
+    average: Average | None = None
+    step: int = 0
+    run_steps: int | None = None
+    age: float | None = None
 
     @property
     def half_life_steps(self) -> float | None:
@@ -134,10 +151,22 @@ def _backup_report(backup: Backup) -> Report:
 
 def _backup_ema(backup: Backup) -> EmaReport:
     record = backup.manifest.ema if backup.manifest is not None else None
+    progress = {"global_step": backup.step, "epoch": backup.epoch, "epoch_step": backup.epoch_step}
+    average = average_of(record, backup.config, decay=backup.decay, progress=progress)
+    run = None if average is None else run_steps(average, backup.config)
     if record is not None:
-        return EmaReport(record.decay, record.update_step_interval, record.updates, record.dtype)
+        return EmaReport(
+            record.decay,
+            record.update_step_interval,
+            record.updates,
+            record.dtype,
+            average,
+            record.step,
+            run,
+            record.age,
+        )
     interval = (backup.config or {}).get("ema_update_step_interval")
-    return EmaReport(backup.decay, interval if isinstance(interval, int) else None, None, "")
+    return EmaReport(backup.decay, interval if isinstance(interval, int) else None, None, "", average, backup.step, run)
 
 
 def _backup_provenance(backup: Backup) -> dict[str, str]:
@@ -176,12 +205,7 @@ def _model_report(path: Path) -> Report:
             problem = str(error)
     ema = None
     if ours.get("decay"):
-        ema = EmaReport(
-            _number(ours.get("decay")),
-            None if (interval := _number(ours.get("update_step_interval"))) is None else int(interval),
-            None if (updates := _number(ours.get("updates"))) is None else int(updates),
-            ours.get("precision", ""),
-        )
+        ema = _model_ema(ours)
     told = ("run", "step", "epoch", "epoch_step", "leg", "milestone", "version")
     provenance = {("plugin_version" if key == "version" else key): ours[key] for key in told if ours.get(key)}
     return Report(
@@ -198,6 +222,26 @@ def _model_report(path: Path) -> Report:
         distance_problem=problem,
         partner=partner,
     )
+
+
+def _model_ema(ours: Mapping[str, str]) -> EmaReport:
+    """How the average in a saved model was made, as its header says."""
+
+    def whole(key: str) -> int | None:
+        return None if (value := _number(ours.get(key))) is None else int(value)
+
+    decay, interval, step = _number(ours.get("decay")), whole("update_step_interval"), whole("step") or 0
+    average = None
+    if decay is not None and interval is not None and interval > 0:
+        average = Average(
+            decay,
+            interval,
+            typed=ours.get("half_life", ""),
+            accumulation=max(whole("accumulation") or 1, 1),
+            images_per_step=whole("images_per_step"),
+            steps_per_epoch=whole("steps_per_epoch"),
+        )
+    return EmaReport(decay, interval, whole("updates"), ours.get("precision", ""), average, step)
 
 
 def _set_report(name: str, tensors: TensorSet, counted: Count | None) -> SetReport:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict
 from typing import Any
 
 from onetrainer_ema_select.cli.common import size_text
@@ -27,6 +29,9 @@ def report_lines(report: Report, *, every: bool) -> list[str]:
         lines += wrapped(set_text(one))
     if report.ema is not None:
         lines += wrapped(ema_text(report.ema))
+        if report.ema.average is not None:
+            for warning in report.ema.average.warnings(run_steps=report.ema.run_steps):
+                lines += wrapped(f"WARNING: {warning}")
     if report.provenance:
         lines += ["", "Where it comes from"]
         lines += [line for key, value in report.provenance.items() for line in _field(key, value)]
@@ -72,9 +77,28 @@ def ema_text(ema: EmaReport) -> str:
         parts.append(f"updated {steps}")
     if ema.updates is not None:
         parts.append(f"{ema.updates:,} updates so far")
-    if ema.half_life_steps is not None:
-        parts.append(f"half-life {number(ema.half_life_steps)} steps")
+    if ema.average is not None:
+        asked, full, now = ema.average.typed, ema.average.half_life, ema.average.half_life_at(ema.step)
+        parts.append(f"half-life {full.text}" + (f", as {asked} was asked for" if asked else ""))
+        if now != full:
+            parts.append(f"which OneTrainer's warm-up has brought to {now.text} so far")
+    if ema.age is not None:
+        parts.append(f"{number(ema.age)} half-lives old")
     return "EMA: " + (", ".join(parts) or "nothing says how it was made")
+
+
+def half_life_json(ema: EmaReport) -> dict[str, Any] | None:
+    """How long an average is; see docs/json.md."""
+    if ema.average is None or math.isinf(ema.average.half_life.steps):
+        return None
+    full, now = ema.average.half_life, ema.average.half_life_at(ema.step)
+    return {
+        "asked": ema.average.typed,
+        "full": asdict(full),
+        "now": asdict(now),
+        "age": ema.age,
+        "warnings": ema.average.warnings(run_steps=ema.run_steps),
+    }
 
 
 def report_json(report: Report) -> dict[str, Any]:
@@ -105,6 +129,7 @@ def report_json(report: Report) -> dict[str, Any]:
             "update_step_interval": ema.update_step_interval,
             "updates": ema.updates,
             "half_life_steps": ema.half_life_steps,
+            "half_life": half_life_json(ema),
             "precision": ema.precision,
         },
         "provenance": dict(report.provenance),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from onetrainer_ema_select.host.length import start_sentence
 from onetrainer_ema_select.host.session import Session
 from onetrainer_ema_select.schedule import parse_milestones
 from onetrainer_ema_select.settings import EmaDtype, SaveSets, WeightSet
@@ -14,7 +15,8 @@ _GB = 1e9
 
 def announce(session: Session) -> None:
     """Print the start sentences, and put the first one into the window's status line."""
-    lines = [session.plan.sentence, *session.match_notes, memory_sentence(session), disk_sentence(session)]
+    lines = [session.plan.sentence, *session.match_notes, start_sentence(session)]
+    lines += [memory_sentence(session), disk_sentence(session)]
     if session.milestones.pending:
         owed = ", ".join(session.milestones.pending)
         lines.append(f"Owed from before the interruption, written with the next save: {owed}.")

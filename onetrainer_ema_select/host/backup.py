@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onetrainer_ema_select import __version__, store
+from onetrainer_ema_select.host.length import ema_record
 from onetrainer_ema_select.host.locate import host_commit
 from onetrainer_ema_select.host.request import SaveRequest
 from onetrainer_ema_select.host.session import Session
@@ -14,7 +15,6 @@ from onetrainer_ema_select.integrity import EMA_FILE
 from onetrainer_ema_select.manifest import (
     CONFIG_NAME,
     FOLDER,
-    EmaRecord,
     Manifest,
     ParameterRecord,
     write_manifest,
@@ -73,17 +73,6 @@ def describe(session: Session, model: Any, folder: Path, *, milestones: tuple[st
 def backup_manifest(session: Session, model: Any, *, milestones: tuple[str, ...] = ()) -> Manifest:
     """The manifest of a backup made now, with the milestones that it is pinned for."""
     progress = model.train_progress
-    ema = None
-    if session.ema is not None:
-        tracks = session.ema.tracks
-        ema = EmaRecord(
-            file=EMA_FILE.as_posix(),
-            dtype=str(session.settings.ema_dtype),
-            decay=tracks.decay,
-            update_step_interval=tracks.update_step_interval,
-            updates=tracks.updates,
-            step=progress.global_step,
-        )
     parameters = tuple(
         ParameterRecord(name=name, shape=tuple(parameter.shape), dtype=str(parameter.dtype).removeprefix("torch."))
         for name, parameter in zip(session.names, model.parameters.parameters(), strict=True)
@@ -99,7 +88,7 @@ def backup_manifest(session: Session, model: Any, *, milestones: tuple[str, ...]
         model_type=str(session.config.model_type),
         training_method=str(session.config.training_method),
         parameters=parameters,
-        ema=ema,
+        ema=ema_record(session, file=EMA_FILE.as_posix(), step=progress.global_step),
         leg=session.plan.leg,
         parked=tuple(session.parked),
         pending_milestones=session.milestones.pending,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onetrainer_ema_select.errors import EmaSelectError
 from onetrainer_ema_select.host.interrupts import interrupts_deferred
 from onetrainer_ema_select.tracks import WeightTracks
 
@@ -55,7 +56,10 @@ class HostEma:
 
     def get_current_decay(self, optimization_step: int, *_: Any, **__: Any) -> float:
         """Decay of the update at this optimizer step."""
-        return self.tracks.get_current_decay(optimization_step)
+        try:
+            return self.tracks.get_current_decay(optimization_step)
+        except EmaSelectError:  # OneTrainer only draws it; the update itself reports this
+            return self.tracks.decay
 
     def step(self, parameters: Iterable[Tensor], optimization_step: int, *_: Any, **__: Any) -> None:
         """Average, if an update is due. A failure is reported and does not end the training."""
@@ -68,8 +72,8 @@ class HostEma:
 
     @property
     def decay(self) -> float:
-        """Upper bound of the decay."""
-        return self.tracks.decay
+        """Decay that the updates come to."""
+        return self.tracks.decay_per_update()
 
     @property
     def ema_parameters(self) -> list[Tensor]:

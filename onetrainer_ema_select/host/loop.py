@@ -10,6 +10,7 @@ from modules.util import multi_gpu_util
 
 from onetrainer_ema_select.errors import SECTION, EmaSelectError
 from onetrainer_ema_select.host.decision import decide
+from onetrainer_ema_select.host.length import loaded_lines
 from onetrainer_ema_select.host.processes import decided_by_first
 from onetrainer_ema_select.host.report import Reporter
 from onetrainer_ema_select.host.session import Session, clear_leftovers, session_of
@@ -113,6 +114,10 @@ def _follow_progress(session: Session) -> None:
     def on_update_train_progress(train_progress: Any, max_step: int, max_epoch: int, *args: Any, **kwargs: Any) -> Any:
         try:
             session.publisher.collect(wait=False)
+            if not session.length_said:  # only now is it known how long an epoch is
+                session.length_said = True
+                for line in loaded_lines(session, epoch_length=max_step, epochs=max_epoch):
+                    session.reporter.say(line)
             if session.milestones.advance(train_progress, epoch_length=max_step, epochs=max_epoch):
                 trainer.commands.save()
         except Exception as error:  # noqa: BLE001 - nothing of ours may end a run

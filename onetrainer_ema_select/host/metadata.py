@@ -13,7 +13,6 @@ from modules.util.modelSpec.ModelSpec import ModelSpec
 from onetrainer_ema_select import __version__, store
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.manifest import EmaRecord
-from onetrainer_ema_select.tracks import WeightTracks
 
 FOLDER_FILE = "ema_select.json"
 
@@ -93,14 +92,20 @@ def moment_marks(
     return marks | {f"ema_select.{key}": value for key, value in optional.items() if value}
 
 
-def average_marks(average: WeightTracks | EmaRecord, precision: str) -> dict[str, str]:
+def average_marks(average: EmaRecord) -> dict[str, str]:
     """What is said of an average: how it was made."""
+    optional = {
+        "half_life": average.half_life,
+        "accumulation": average.accumulation,
+        "images_per_step": average.images_per_step,
+        "steps_per_epoch": average.steps_per_epoch,
+    }
     return {
         "ema_select.decay": str(average.decay),
         "ema_select.updates": str(average.updates),
         "ema_select.update_step_interval": str(average.update_step_interval),
-        "ema_select.precision": precision,
-    }
+        "ema_select.precision": average.dtype,
+    } | {f"ema_select.{key}": str(value) for key, value in optional.items() if value}
 
 
 def title_of(path: Path, sets: str, progress: Any) -> str:

@@ -224,6 +224,12 @@ def _parked_manifest(session: Session, named: Mapping[str, Tensor], decay: float
             else session.config.ema_update_step_interval,
             updates=ema.updates if ema is not None else 0,
             step=step,
+            half_life=ema.half_life if ema is not None else "",
+            age=ema.age if ema is not None else None,
+            updated_at_step=ema.updated_at_step if ema is not None else None,
+            accumulation=ema.accumulation if ema is not None else None,
+            images_per_step=ema.images_per_step if ema is not None else None,
+            steps_per_epoch=ema.steps_per_epoch if ema is not None else None,
         ),
     )
 
@@ -251,7 +257,7 @@ def _take_up_parked(session: Session) -> dict[str, Tensor]:
             "begin a new average at the loaded weights.",
             path=str(file),
         )
-    session.parked_updates = manifest.ema.updates
+    session.parked_ema = manifest.ema
     try:
         return _matched(session, load_file(file))
     except (OSError, SafetensorError) as error:

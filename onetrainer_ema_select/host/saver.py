@@ -17,6 +17,7 @@ from onetrainer_ema_select import store
 from onetrainer_ema_select.host.backup import write_backup
 from onetrainer_ema_select.host.equal_parts import correct_parts
 from onetrainer_ema_select.host.ledger import SaveRecord
+from onetrainer_ema_select.host.length import ema_record
 from onetrainer_ema_select.host.metadata import Marked, average_marks, mark_files, moment_marks, title_of
 from onetrainer_ema_select.host.pinned import pin
 from onetrainer_ema_select.host.processes import raise_together
@@ -324,8 +325,9 @@ class SetWriter:
     def _marks(self, weight_set: WeightSet) -> dict[str, str]:
         session = self._session
         marks = {**self._common_marks(), "ema_select.set": str(weight_set)}
-        if weight_set is WeightSet.EMA and session.ema is not None:
-            marks |= average_marks(session.ema.tracks, str(session.settings.ema_dtype))
+        if weight_set is WeightSet.EMA:
+            record = ema_record(session, file="", step=self._progress.global_step)
+            marks |= average_marks(record) if record is not None else {}
         return marks
 
     def _in_training_destination(self) -> Path:

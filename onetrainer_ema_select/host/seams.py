@@ -118,6 +118,7 @@ SEAMS: tuple[Seam, ...] = (
     ),
     Seam("modules.util.multi_gpu_util", "world_size", (), "tells how many processes there are"),
     Seam("modules.util.multi_gpu_util", "is_master", (), "tells the first process"),
+    Seam("modules.dataLoader.BaseDataLoader", "BaseDataLoader.get_data_set", ("self",), "tells an epoch's length"),
     Seam("modules.util.modelSpec.ModelSpec", "ModelSpec.to_dict", ("self",), "marks files"),
     Seam(_BASE_CONFIG, "BaseConfig.__init__", ("self", "data"), "builds the section"),
     Seam(_BASE_CONFIG, "BaseConfig.to_dict", ("self",), "writes configs"),

@@ -23,8 +23,9 @@ from onetrainer_ema_select.host.milestones import MilestoneWatch
 from onetrainer_ema_select.host.parameters import name_parameters
 from onetrainer_ema_select.host.report import Reporter
 from onetrainer_ema_select.host.space import SpaceWatch
-from onetrainer_ema_select.manifest import ParkedRecord
+from onetrainer_ema_select.manifest import EmaRecord, ParkedRecord
 from onetrainer_ema_select.publisher import Publisher
+from onetrainer_ema_select.resume import EmaSource
 from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet
 from onetrainer_ema_select.state_dict_view import Site
 from onetrainer_ema_select.workspace import is_pinned
@@ -61,6 +62,8 @@ class Session:
         names: Stable names of the trained weights in OneTrainer's order; empty before the setup.
         sites: Where savers find them.
         ema: The average, None where EMA is off and on every process but the first.
+        parked_ema: Of the average that was taken up again after it was set aside.
+        length_said: Whether the average's length was said, an epoch's length being known.
         training: Whether OneTrainer has come as far as to train.
         ending: Whether OneTrainer's ``end`` is running, so that a save is the final output.
         undo: What a save has done to the model; undone by :meth:`settle` if an interrupt cut that short.
@@ -101,7 +104,8 @@ class Session:
         self.checksums = ChecksumWriter(self._checksums_failed)
         self.initial: MutableMapping[str, Tensor] | None = None
         self.match_notes: tuple[str, ...] = ()
-        self.parked_updates = 0
+        self.parked_ema: EmaRecord | None = None
+        self.length_said = False
         self.failed_updates = 0
         self.failed_start: Exception | None = None
         self.training = False
@@ -173,6 +177,11 @@ class Session:
         except Exception as error:  # noqa: BLE001 - raised below
             problem = error
         processes.raise_together(problem)
+
+    @property
+    def starts_average(self) -> bool:
+        """Whether the average begins at the weights that were loaded."""
+        return self.plan.ema is EmaSource.LOADED_WEIGHTS
 
     def settle(self) -> None:
         """Have the live weights in the model and in its state dicts, whatever was interrupted before."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from onetrainer_ema_select.errors import EmaSelectError
 from onetrainer_ema_select.host.announce import announce
 from onetrainer_ema_select.host.ema import HostEma
+from onetrainer_ema_select.host.length import make_pace
 from onetrainer_ema_select.host.session import Session, ema_device, session_of
 from onetrainer_ema_select.resume import EmaSource
 from onetrainer_ema_select.settings import EmaDtype
@@ -83,6 +84,11 @@ def _begin(session: Session, parameters: list[Tensor]) -> None:
 
 def _build_tracks(session: Session, parameters: list[Tensor]) -> WeightTracks:
     config = session.config
+    manifest = session.contents.manifest if session.contents is not None else None
+    from_backup = session.plan.ema is EmaSource.BACKUP
+    record = manifest.ema if from_backup and manifest is not None else None
+    if session.plan.ema is EmaSource.PARKED:
+        record = session.parked_ema
     tracks = WeightTracks(
         zip(session.names, parameters, strict=True),
         decay=config.ema_decay,
@@ -90,11 +96,9 @@ def _build_tracks(session: Session, parameters: list[Tensor]) -> WeightTracks:
         dtype=torch.float32 if session.settings.ema_dtype is EmaDtype.FLOAT_32 else None,
         update_step_interval=config.ema_update_step_interval,
         initial=session.initial,
+        pace=make_pace(session, record, from_backup=from_backup),
     )
     session.initial = None
-    manifest = session.contents.manifest if session.contents is not None else None
-    if session.plan.ema is EmaSource.BACKUP and manifest is not None and manifest.ema is not None:
-        tracks.updates = manifest.ema.updates
-    elif session.plan.ema is EmaSource.PARKED:
-        tracks.updates = session.parked_updates
+    if record is not None:
+        tracks.updates = record.updates
     return tracks

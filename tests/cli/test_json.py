@@ -83,6 +83,7 @@ def workspace(tmp_path: Path) -> Path:
     write_backup(root / "backup" / NAME, files, averages=average, names=names)
     manifest = root / "backup" / NAME / "ema_select" / "manifest.json"
     raw = json.loads(manifest.read_text(encoding="utf-8"))
+    raw["ema"] |= {"half_life": "1 steps", "age": 3.5, "images_per_step": 4, "steps_per_epoch": 2, "decay": 0.1}
     raw |= {"parked": [{"name": "x-ema", "step": 2}], "milestones": ["2 epochs"], "onetrainer_commit": "abc"}
     manifest.write_text(json.dumps(raw), encoding="utf-8")
     write_backup(root / "ema_select" / "milestones" / "backup" / NAME, files)
@@ -101,6 +102,16 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def test_list(command: Command, workspace: Path) -> None:
+    # how many GPUs there were, or how long an epoch is, not every backup says
+    said = {"ema_decay": 0.1, "ema_update_step_interval": 5, "batch_size": 2}
+    for place in (workspace / "backup", workspace / "ema_select" / "milestones" / "backup"):
+        for second, config in enumerate((said, said | {"multi_gpu": True})):
+            folder = place / f"2026-08-19_12-00-0{second}-backup-8-0-8"
+            write_backup(folder, {UNET: {"w": torch.ones(1)}}, averages=[torch.ones(1)], config=config)
+            progress = {"epoch": 0, "epoch_step": 8, "epoch_sample": 16, "global_step": 8}
+            if second:
+                continue
+            (folder / "meta.json").write_text(json.dumps({"train_progress": progress}), encoding="utf-8")
     report = json.loads(command("list", workspace, "--verify", "--json")[1])
     nothing = json.loads(command("list", workspace.parent / "home", "--json")[1])
     expected = documented("list")
@@ -134,6 +145,9 @@ def test_inspect(command: Command, workspace: Path) -> None:
     header = {"ema_select.set": "EMA", "ema_select.decay": "x", "ema_select.update_step_interval": "2"}
     save_file({"a": torch.ones(1)}, workspace / "c.safetensors", metadata=header)
     reports.append(json.loads(command("inspect", workspace / "c.safetensors", "--json")[1]))
+    header["ema_select.decay"] = "0.9"
+    save_file({"a": torch.ones(1)}, workspace / "d.safetensors", metadata=header)
+    reports.append(json.loads(command("inspect", workspace / "d.safetensors", "--json")[1]))
     check(reports, documented("inspect"))
 
 

@@ -110,6 +110,8 @@ def test_json(command: Command, workspace: Path) -> None:
         "leg": "",
         "parked": [],
         "milestone": "",
+        "half_life": None,
+        "length_warnings": [],
     }
     assert report["backups"][2]["parked"] == ["parked-ema (stopped at step 2)"]
     assert report["saves"][1]["partner"] == str(workspace / "save" / f"{SAVE}.safetensors")

@@ -19,9 +19,14 @@ STEPS = 40
 CASES: dict[str, tuple[configs.Family, dict[str, Any], float, int, float]] = {
     "float32": (configs.SD15_LORA, {}, 0.99, 1, 1e-5),
     "interval": (configs.SD15_LORA, {}, 0.9, 5, 1e-5),
+    "half-life": (configs.SD15_LORA, {}, 0.9, 5, 1e-5),
     "bf16": (configs.SD15_FINE_TUNE, {"dtype": "BFLOAT_16", "learning_rate": 1e-5}, 0.99, 1, 1e-3),
     "bf16-cascade": (configs.CASCADE_FINE_TUNE, {"dtype": "BFLOAT_16", "learning_rate": 1e-5}, 0.99, 1, 1e-3),
 }
+
+
+# What ema_half_life is of a case, and the same in steps: an epoch has them all.
+HALF_LIVES = {"half-life": ("0.3 epochs", 0.3 * STEPS)}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def runs(bench: Bench) -> dict[str, Recording]:
             ema="CPU",
             ema_decay=decay,
             ema_interval=interval,
-            overrides={"ema_select": {"enabled": True}},
+            overrides={"ema_select": {"enabled": True, "ema_half_life": HALF_LIVES.get(name, ("",))[0]}},
             **options,
         )
         job = Job(name, config, record=("live", "ema"), hook=(BENCH / "hooks.py", "every_format"))
@@ -55,12 +60,26 @@ def float64_average(recording: Recording, *, decay: float, interval: int) -> dic
     return average
 
 
+def half_life_average(recording: Recording, *, half_life: float, interval: int) -> dict[str, Tensor]:
+    """The mean of the weights after every update, each counting 2 ** -(its age in half-lives)."""
+    shares = {step: 2.0 ** ((step - STEPS) / half_life) for step in range(interval, STEPS + 1, interval)}
+    sums: dict[str, Tensor] = {}
+    for step, share in shares.items():
+        for name, live in recording.step(step).items():
+            sums[name] = sums.get(name, torch.zeros(())) + share * live.double()
+    return {name: tensor / sum(shares.values()) for name, tensor in sums.items()}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_track_is_the_float64_average(runs: dict[str, Recording], case: str) -> None:
     _, _, decay, interval, bound = CASES[case]
     recording = runs[case]
     initial = load_file(recording.workspace / "initial.safetensors").values()
-    expected = float64_average(recording, decay=decay, interval=interval)
+    if case in HALF_LIVES:
+        expected = half_life_average(recording, half_life=HALF_LIVES[case][1], interval=interval)
+        assert "The EMA's half-life is 12 steps (12 images, 0.3 epochs); an epoch has 40 steps" in recording.output
+    else:
+        expected = float64_average(recording, decay=decay, interval=interval)
     error = movement = scale = 0.0
     for (name, tensor), start in zip(recording.weights("ema").items(), initial, strict=True):
         error += float((tensor.double() - expected[name]).square().sum())

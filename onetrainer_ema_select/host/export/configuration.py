@@ -18,10 +18,10 @@ from modules.util.enum.DataType import DataType
 from modules.util.enum.EMAMode import EMAMode
 from modules.util.enum.ModelFormat import ModelFormat
 
-from onetrainer_ema_select.backups import CONFIG_PLACES, HOST_CONFIG
 from onetrainer_ema_select.errors import SECTION, ExportError, UsageError
 from onetrainer_ema_select.host.config_section import with_section
 from onetrainer_ema_select.host.export.messages import ExportOrder
+from onetrainer_ema_select.run_config import CONFIG_PLACES, HOST_CONFIG
 
 # Parts that the config may name a file of their own for: of a fine-tune the backup itself holds them, trained.
 _PARTS_IN_BACKUP = ("vae", "transformer", "prior", "text_encoder_4", "unconditional_transformer")

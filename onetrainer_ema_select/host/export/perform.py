@@ -317,7 +317,7 @@ class Exporter:
         marks["ema_select.set"] = str(weight_set)
         marks["ema_select.exported_from"] = self._order.backup.name.replace("\n", " ")
         if weight_set is WeightSet.EMA and manifest is not None and manifest.ema is not None:
-            marks |= average_marks(manifest.ema, manifest.ema.dtype)
+            marks |= average_marks(manifest.ema)
         return marks
 
     def _report(self, sets: tuple[ExportedSet, ...], *, how: str, notes: tuple[str, ...]) -> None:

@@ -29,6 +29,7 @@ TRAINING_SECONDS = 150
 TYPED = {
     "milestones": "2 epochs, 25%",
     "milestone_keep": "3",
+    "ema_half_life": "2 epochs",
     "resume_leg": "second try",
     "resume_backup": "some-backup",
 }
