@@ -10,8 +10,6 @@ from typing import Any
 
 from onetrainer_ema_select.errors import SECTION, HostMismatchError
 from onetrainer_ema_select.host import seams
-from onetrainer_ema_select.host.refusal import refuse
-from onetrainer_ema_select.host.report import write_line
 
 _FIRST = next(seam for seam in seams.SEAMS if seam.replacement.startswith("config_section:"))
 
@@ -82,6 +80,9 @@ def _install_window() -> None:
             raise HostMismatchError(found)
         _replace(seam for seam in seams.WINDOW_SEAMS if seam.replacement)
     except Exception as error:  # noqa: BLE001 - OneTrainer's window must open
+        # here and not above: the scripts that install the plugin come by with a Python that has no tqdm
+        from onetrainer_ema_select.host.report import write_line
+
         write_line(
             "[ema_select] The plugin's settings are not shown in OneTrainer's window; set them in the config file. "
             f"{type(error).__name__}: {error}"
@@ -147,6 +148,8 @@ def _refuse_runs() -> None:
         trainer = importlib.import_module("modules.trainer.BaseTrainer").BaseTrainer
     except Exception:  # noqa: BLE001 - without it no run can start anyway
         return
+    from onetrainer_ema_select.host.refusal import refuse
+
     original = trainer.__init__
 
     @functools.wraps(original)
