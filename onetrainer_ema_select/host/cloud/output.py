@@ -68,19 +68,19 @@ class RemoteOutput:
         printed = self._printed(f"if test -d {folder}; then {listing}; if test -e {config}; then {newer}; fi; fi")
         rows = [line.split("\t", 1) for line in printed.splitlines() if "\t" in line]
         new = {name for kind, name in rows if kind == "n"}
-        belongs = self._names(rows, new)
+        belongs = self._names(rows)
         return tuple(
             Entry(name, kind == "d", name in new) for kind, name in rows if kind in ("d", "f") and name in belongs
         )
 
-    def _names(self, rows: Iterable[list[str]], new: set[str]) -> set[str]:
+    def _names(self, rows: Iterable[list[str]]) -> set[str]:
         """Names of the output's parts among what lies there."""
         names = {name for _, name in rows}
         if self._prefix is None:
             return {name for name in names if belongs_to_output(name, self.destination.name)}
         files = {name for kind, name in rows if kind == "f"}
         ending = self._cloud.config.output_model_format.file_extension()
-        models = {name for name in files & new if name.startswith(self._prefix) and name.endswith(ending)}
+        models = {name for name in files if name.startswith(self._prefix) and name.endswith(ending)}
         models |= files & self.last_written()
         return models | {each for name in models for each in companions(name)}
 
