@@ -145,7 +145,7 @@ def test_every_option_sets_the_config_to_each_of_its_values(seen: dict[str, Any]
 def test_what_has_no_meaning_is_greyed_out(seen: dict[str, Any]) -> None:
     assert seen["greyed out, chosen"] == DEFAULTS["milestone_backups"]
     assert seen["usable with all on"] == sorted(SHOWN)
-    without_ema = {"save_sets", "primary_set", "ema_dtype", "resume_ema"}
+    without_ema = {"save_sets", "primary_set", "ema_dtype", "ema_half_life", "resume_ema"}
     assert seen["usable with EMA off"] == sorted({*SHOWN} - without_ema)
     # a backup that is named without continuing is refused, so it can be emptied
     without_continuing = {*layout.RESUME} - {"resume_backup"}

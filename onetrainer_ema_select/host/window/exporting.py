@@ -147,6 +147,7 @@ class Exporting:
     def start(self, job: Job) -> None:
         """Follow a job that has begun, until it is done."""
         self.job = job
+        toolkit.hide_when_closed(self.frame, lambda: self.job is not None)
         self.refresh()
         toolkit.show(self.bar, True)
         self.poll()

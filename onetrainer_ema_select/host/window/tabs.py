@@ -48,7 +48,6 @@ def _add_to_backup_tab(view: Any, frame: Any, ui_state: Any) -> None:
         panel = BackupsPanel(view, rows, frame)
         panel.build()
         setattr(view, PANEL, panel)
-        toolkit.hide_when_closed(view, panel.frame, lambda: panel.exporting.job is not None)
 
     # Apart: a list that cannot be shown takes no setting away.
     _guarded(view, ui_state, lambda: _section(view.components, outer, 1), fill_list)

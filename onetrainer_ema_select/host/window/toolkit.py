@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-#: After which a window has been built for certain.
-_OPEN_MILLISECONDS = 1000
+_HIDES = "_ema_select_hides"
 _USUAL = "_ema_select_text_color"
 #: In Tk's light and dark appearance.
 _GREY = ("gray60", "gray50")
@@ -153,33 +152,31 @@ def ask_where_to_save(widget: Any, initial: Path) -> str:
     return str(chosen)
 
 
-def hide_when_closed(view: Any, timer: Any, busy: Callable[[], bool]) -> None:
-    """Have a window that is closed vanish although something is still being done in its process.
+def hide_when_closed(widget: Any, busy: Callable[[], bool]) -> None:
+    """Have the window vanish when it is closed although something is still being done in its process.
 
-    OneTrainer's Tk window only ends its loop when it is closed, and stays on the screen until the process ends.
+    OneTrainer's Tk window only ends its loop when it is closed, and stays on the screen until the process ends. To be
+    called when that something begins: what closing does, OneTrainer says last of all when it builds the window.
 
     Args:
-        view: OneTrainer's window.
-        timer: A widget whose timer is used: OneTrainer sets what closing does only after it has built its tabs, and
-            may look after its timers meanwhile.
+        widget: Any widget of the window.
         busy: Tells whether something is being done.
     """
-    if not is_tk(view):
+    if not is_tk(widget):
+        return
+    window = widget.winfo_toplevel()
+    original = window.protocol("WM_DELETE_WINDOW")
+    if not original or hasattr(window, _HIDES):
         return
 
-    def attach() -> None:
-        original = view.protocol("WM_DELETE_WINDOW")
+    def close() -> None:
+        window.tk.call(original)
+        if busy():
+            window.withdraw()
+            window.update_idletasks()
 
-        def close() -> None:
-            view.tk.call(original)
-            if busy():
-                view.withdraw()
-                view.update_idletasks()
-
-        if original:
-            view.protocol("WM_DELETE_WINDOW", close)
-
-    timer.after(_OPEN_MILLISECONDS, attach)
+    window.protocol("WM_DELETE_WINDOW", close)
+    setattr(window, _HIDES, True)
 
 
 def warn(view: Any, heading: str, text: str) -> None:
