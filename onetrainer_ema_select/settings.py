@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -44,6 +44,9 @@ __all__ = [
     "parse_settings",
 ]
 
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
+
 VERSION_KEY: Final = "__version"
 """OneTrainer writes it into every section; it says nothing about ours."""
 
@@ -58,6 +61,13 @@ DEFAULT_ONLY: Final = (
     "post_hoc_every",
 )
 """Keys that a later version will let be set."""
+
+
+READ: Final[Mapping[str, tuple[Callable[[str], object], LiteralString]]] = {
+    "milestones": (schedule.parse_milestones, INVALID_MILESTONES),
+    "ema_half_life": (length.parse_half_life, INVALID_LENGTH),
+}
+"""Keys whose text is read by a function, and the kind of error of what that one refuses."""
 
 
 class EmaSelectSettings(BaseModel):
@@ -194,24 +204,15 @@ class EmaSelectSettings(BaseModel):
             raise PydanticCustomError("int_type", "Input should be a number, not true or false")
         return value
 
-    @field_validator("milestones")
+    @field_validator(*READ)
     @classmethod
-    def check_milestones(cls, value: str) -> str:
-        """Refuse what `schedule.parse_milestones` cannot read."""
+    def check_reading(cls, value: str, info: ValidationInfo) -> str:
+        """Refuse what the key's own reader cannot read."""
+        read, kind = READ[str(info.field_name)]
         try:
-            schedule.parse_milestones(value)
+            read(value)
         except ValueError as error:
-            raise PydanticCustomError(INVALID_MILESTONES, "{reason}", {"reason": str(error)}) from error
-        return value
-
-    @field_validator("ema_half_life")
-    @classmethod
-    def check_half_life(cls, value: str) -> str:
-        """Refuse what `length.parse_half_life` cannot read."""
-        try:
-            length.parse_half_life(value)
-        except ValueError as error:
-            raise PydanticCustomError(INVALID_LENGTH, "{reason}", {"reason": str(error)}) from error
+            raise PydanticCustomError(kind, "{reason}", {"reason": str(error)}) from error
         return value
 
     @field_validator(*LATER, *DEFAULT_ONLY)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import typer
@@ -28,11 +27,9 @@ from onetrainer_ema_select.host.seams import (
     check_source,
 )
 from onetrainer_ema_select.origin import PACKAGE, install_source
+from onetrainer_ema_select.requirements import installed_version, missing_packages, required
 
 EXAMPLE = f"Example: {PACKAGE} doctor ~/OneTrainer"
-
-#: What the plugin needs; where one is missing in OneTrainer's Python, the plugin cannot start.
-REQUIRED = ("torch", "numpy", "safetensors", "pydantic", "typer", "rich", "tqdm")
 
 
 def doctor(
@@ -50,7 +47,7 @@ def doctor(
         folder, (*WINDOW_SEAMS, *COMPONENT_SEAMS) if (folder / "modules" / "ui").is_dir() else ()
     )
     cloud_seams = check_source(folder, CLOUD_SEAMS if (folder / "modules" / "cloud").is_dir() else ())
-    packages = {name: version_of(name) for name in REQUIRED}
+    packages = {name: installed_version(name) for name in required()}
     state = dropin_state(folder)
     actions = advice(
         folder,
@@ -61,7 +58,7 @@ def doctor(
         packages=packages,
         state=state,
     )
-    ok = all(seam.ok for seam in (*seams, *export_seams, *window_seams, *cloud_seams)) and all(packages.values())
+    ok = all(seam.ok for seam in (*seams, *export_seams, *window_seams, *cloud_seams)) and not missing_packages()
     if as_json:
         echo_json(
             {
@@ -132,14 +129,6 @@ def dropin_state(folder: Path) -> str:
     return "foreign" if dropin.dropin_path(folder).exists() else "absent"
 
 
-def version_of(name: str) -> str | None:
-    """The installed version of a package, None where it is missing."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def advice(
     folder: Path,
     *,
@@ -173,6 +162,8 @@ def advice(
             "The plugin does not know this OneTrainer's cloud training: cloud runs with it are refused on the machine "
             f"that starts them. Get a newer version of the plugin: pip install --upgrade {install_source()}"
         )
+    if old := [each for each in missing_packages(packages.get) if packages[each.partition(">=")[0]]]:
+        actions.append(f"Too old for the plugin: {', '.join(old)}. Run OneTrainer's own update script.")
     if missing := [name for name, version in packages.items() if version is None]:
         actions.append(f"Install what is missing: pip install {' '.join(missing)}")
     if python := python_without_package(folder):

@@ -10,12 +10,13 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from onetrainer_ema_select.errors import InstallError
 from onetrainer_ema_select.installer.target import Probed, probe, run
-from onetrainer_ema_select.wheel import NAME, REQUIRES, build_wheel
+from onetrainer_ema_select.requirements import missing_packages, release
+from onetrainer_ema_select.wheel import NAME, build_wheel
 
 _PACKAGE = NAME.replace("-", "_")
 
@@ -28,25 +29,8 @@ _LEFT = re.compile(
 )
 _COMMANDS = (NAME, f"{NAME}.exe", f"{NAME}.exe.deleteme")
 
-_RELEASE = re.compile(r"\d+(?:\.\d+)*")
-_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)>=([\d.]+)")
-
 #: The first pip that can say what it would do without doing it.
 _PIP_WITH_REPORT = (22, 3)
-
-
-def missing_packages(installed: Mapping[str, str]) -> list[str]:
-    """What the plugin needs and the environment does not hold, each with what was found."""
-    missing = []
-    for requirement in REQUIRES:
-        if found := _REQUIREMENT.fullmatch(requirement):
-            name, at_least = found.groups()
-            version = installed.get(name)
-            if version is None:
-                missing.append(f"{requirement} (not there)")
-            elif _release(version) < _release(at_least):
-                missing.append(f"{requirement} (there is {version})")
-    return missing
 
 
 def refuse_incomplete(environment: Probed) -> None:
@@ -61,7 +45,7 @@ def refuse_incomplete(environment: Probed) -> None:
             f'"{environment.python}" -m ensurepip',
             path=environment.prefix,
         )
-    if missing := missing_packages(environment.packages):
+    if missing := missing_packages(environment.packages.get):
         raise InstallError(
             f"{environment.prefix} lacks what the plugin needs: {', '.join(missing)}. Nothing was installed. "
             "OneTrainer itself needs these: run its own update script, which installs them, and run this again.",
@@ -88,7 +72,7 @@ def install(environment: Probed, *, source: Path, workplace: Path) -> Probed:
     command = ["install", "--no-deps", "--no-index", "--force-reinstall", "--no-warn-script-location"]
     # by its folder, not its file: pip would note the file, which is gone soon, as the package's origin
     command += ["--find-links", str(wheel.parent), f"{NAME}=={wheel.name.split('-')[1]}"]
-    if _release(environment.packages["pip"]) >= _PIP_WITH_REPORT:
+    if release(environment.packages["pip"]) >= _PIP_WITH_REPORT:
         report = workplace / "report.json"
         _pip(environment, [*command, "--dry-run", "--quiet", "--report", str(report)])
         entries = json.loads(report.read_text(encoding="utf-8"))["install"]
@@ -220,12 +204,3 @@ def _unchanged_but_ours(environment: Probed) -> Probed:
             path=environment.prefix,
         )
     return after
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """A version's numbers, without trailing zeros: 2.10 and 2.10.0 are the same."""
-    found = _RELEASE.match(version)
-    numbers = [int(number) for number in found[0].split(".")] if found else []
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)

@@ -14,7 +14,6 @@ import pytest
 
 import onetrainer_ema_select
 from onetrainer_ema_select import __version__
-from onetrainer_ema_select.cli import doctor
 from onetrainer_ema_select.host import dropin
 from onetrainer_ema_select.host.seams import CLOUD_SEAMS, COMPONENT_SEAMS, EXPORT_SEAMS, SEAMS, WINDOW_SEAMS
 from onetrainer_ema_select.origin import install_source
@@ -199,11 +198,21 @@ def test_a_missing_package(command: Command, standin: Path, monkeypatch: pytest.
             raise metadata.PackageNotFoundError(name)
         return "1.0"
 
-    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     code, out, _ = command("doctor", standin)
     assert code == 1
     assert "rich 1.0, tqdm MISSING\n" in out
     assert out.endswith("\nInstall what is missing: pip install tqdm\n")
+
+
+def test_a_package_that_is_too_old(command: Command, standin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "2.9.2" if name == "pydantic" else there(name))
+    code, out, _ = command("doctor", standin)
+    assert code == 1
+    assert out.endswith(
+        "\nToo old for the plugin: pydantic>=2.10 (there is 2.9.2). Run OneTrainer's own update script.\n"
+    )
 
 
 def test_the_package_is_in_another_python(command: Command, standin: Path) -> None:

@@ -18,7 +18,6 @@ from onetrainer_ema_select.installer import packages as installer_packages
 from onetrainer_ema_select.installer.packages import (
     install,
     leftovers,
-    missing_packages,
     refuse_incomplete,
     uninstall,
     with_origin,
@@ -37,17 +36,6 @@ ENOUGH = {
     "rich": "13.0",
     "tqdm": "4.60",
 }
-
-
-def test_what_is_missing_or_too_old() -> None:
-    assert missing_packages(ENOUGH) == []
-    assert missing_packages({**ENOUGH, "torch": "2.5", "pydantic": "3", "rich": "13"}) == []
-    assert missing_packages({**ENOUGH, "pydantic": "2.9.2", "torch": "2.4.1"}) == [
-        "torch>=2.5 (there is 2.4.1)",
-        "pydantic>=2.10 (there is 2.9.2)",
-    ]
-    without = {name: version for name, version in ENOUGH.items() if name != "rich"}
-    assert missing_packages(without) == ["rich>=13 (not there)"]
 
 
 @pytest.mark.parametrize(

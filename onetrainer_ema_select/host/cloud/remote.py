@@ -10,14 +10,15 @@ import contextlib
 import io
 import json
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 
 from onetrainer_ema_select import __version__
 from onetrainer_ema_select.errors import SECTION
 from onetrainer_ema_select.host import dropin
 from onetrainer_ema_select.host.seams import check_source, mismatches
-from onetrainer_ema_select.wheel import REQUIRES, fingerprint
+from onetrainer_ema_select.requirements import missing_packages
+from onetrainer_ema_select.wheel import fingerprint
 
 MARKER = "onetrainer-ema-select-report "
 
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
             problems.append(str(error))
     if not dropin.is_current(folder):
         problems.append(f"it is not enabled in {folder}")
-    problems += missing_packages()
+    problems += [f"{sys.executable} lacks {missing}" for missing in missing_packages()]
     problems += mismatches(check_source(folder))
     if "probe" in arguments and not problems:
         problems += probe(folder)
@@ -47,18 +48,6 @@ def main(arguments: list[str]) -> int:
     # On a line of its own, whatever OneTrainer's modules have printed.
     sys.stdout.write(f"\n{MARKER}{json.dumps(report)}\n")
     return 0
-
-
-def missing_packages() -> list[str]:
-    """Those that the plugin needs and this Python has not."""
-    missing = []
-    for requirement in REQUIRES:
-        name = requirement.partition(">")[0]
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            missing.append(f"the package {name} is missing in {sys.executable}")
-    return missing
 
 
 def probe(folder: Path) -> list[str]:

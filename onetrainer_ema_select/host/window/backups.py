@@ -46,8 +46,8 @@ class BackupsPanel:
         """Whether the list or the line about the next training is still to come."""
         return self.scan.busy or self.foresight.busy
 
-    def build(self) -> None:
-        """Make the widgets, and look into the workspace."""
+    def build(self) -> BackupsPanel:
+        """Make the widgets, and look into the workspace; returns itself."""
         components, frame, own = self.components, self.frame, self.own
         components.label(frame, 0, 0, "Backups of this workspace", underline=True)
         self.detail = self.rows.line(frame, 2, 4)
@@ -93,7 +93,8 @@ class BackupsPanel:
         own.add_var_trace("backup", self.guarded(self.show_chosen))
         self.rows.after_change(self.preview_soon)
         self.rows.follow(("workspace_dir",), self.guarded(self.refresh_soon))
-        self.refresh()
+        self.guarded(self.refresh)()
+        return self
 
     def guarded(self, action: Callable[[], None]) -> Callable[..., None]:
         """An action of this panel, whose failure is shown below the list."""

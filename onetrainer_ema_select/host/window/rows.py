@@ -127,11 +127,12 @@ class SettingRows:
 
         self._notes.append(update)
 
-    def watch(self) -> None:
-        """Follow the settings from now on; what was added before is brought up to date."""
+    def watch(self) -> SettingRows:
+        """Follow the settings from now on, once what was added before is up to date; returns itself."""
+        self._bring_up_to_date()
         for state, names in ((self.state, EmaSelectSettings.model_fields), (self.root, WATCHED)):
             self._trace(state, names)
-        self.refresh()
+        return self
 
     def follow(self, names: Iterable[str], command: Callable[[], None]) -> None:
         """Call something when values of OneTrainer's own configuration change."""
@@ -151,8 +152,10 @@ class SettingRows:
     def refresh(self) -> None:
         """Grey out what has no meaning, and bring the notes up to date."""
         self._waiting = False
-        if not self._traces:  # closed meanwhile
-            return
+        if self._traces:  # not closed meanwhile
+            self._bring_up_to_date()
+
+    def _bring_up_to_date(self) -> None:
         meaningful = layout.usable(self.values(), ema_on=self.ema_on, continues=self.continues)
         for key, widgets in self.widgets.items():
             if key in self._meaningful - meaningful:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from onetrainer_ema_select import __version__
 from onetrainer_ema_select.errors import HostMismatchError
@@ -14,6 +14,8 @@ from onetrainer_ema_select.host.window import layout, toolkit
 from onetrainer_ema_select.host.window.backups import BackupsPanel
 from onetrainer_ema_select.host.window.guard import guarded, print_error, words_for
 from onetrainer_ema_select.host.window.rows import NARROW, SettingRows
+
+T = TypeVar("T")
 
 HEADING = "EMA and non-EMA"
 NOT_CONTINUING = (
@@ -38,19 +40,20 @@ def _add_to_backup_tab(view: Any, frame: Any, ui_state: Any) -> None:
     _follow_end(view)
     outer = view.components.inline_frame(frame, _ROW, 0, 5)
     toolkit.stretch(outer, 0, 1)
-    rows = _guarded(view, ui_state, lambda: _wide_frame(view.components, outer, 0), _fill_backup_tab)
+    rows = _filled(
+        view,
+        lambda: _wide_frame(view.components, outer, 0),
+        lambda frame: _fill_backup_tab(SettingRows(view.components, ui_state, frame)),
+    )
     if rows is None:
         return
     say_active()
     setattr(view, ROWS, rows)
-
-    def fill_list(frame: Any, _: SettingRows) -> None:
-        panel = BackupsPanel(view, rows, frame)
-        panel.build()
-        setattr(view, PANEL, panel)
-
     # Apart: a list that cannot be shown takes no setting away.
-    _guarded(view, ui_state, lambda: _section(view.components, outer, 1), fill_list)
+    panel = _filled(
+        view, lambda: _section(view.components, outer, 1), lambda frame: BackupsPanel(view, rows, frame).build()
+    )
+    setattr(view, PANEL, panel)
     # Tk has no status line yet.
     view.components.call_after(frame, 0, guarded(lambda: _use_status_line(view)))
 
@@ -79,7 +82,11 @@ def _close_rows(view: Any) -> None:
 
 
 def _add_to_training_tab(view: Any, column: Any, ui_state: Any) -> None:
-    rows = _guarded(view, ui_state, lambda: _first_frame(view, column), _fill_training_tab)
+    rows = _filled(
+        view,
+        lambda: _first_frame(view, column),
+        lambda frame: _fill_training_tab(SettingRows(view.components, ui_state, frame)),
+    )
     if rows is not None:
         setattr(view, ROWS, rows)
 
@@ -89,15 +96,16 @@ def _first_frame(view: Any, column: Any) -> Any:
     return view.components.section_frame(column, 0)
 
 
-def _fill_training_tab(frame: Any, rows: SettingRows) -> None:
+def _fill_training_tab(rows: SettingRows) -> SettingRows:
+    frame = rows.frame
     for place, key in enumerate(layout.shown(layout.AVERAGE)):
         rows.add(frame, place, key)
     rows.note(frame, 20, 2, lambda: layout.state_sentence(rows.values(), ema_on=rows.ema_on), width=NARROW)
-    rows.watch()
+    return rows.watch()
 
 
-def _fill_backup_tab(outer: Any, rows: SettingRows) -> None:
-    components = rows.components
+def _fill_backup_tab(rows: SettingRows) -> SettingRows:
+    components, outer = rows.components, rows.frame
     frame = _section(components, outer, 0)
     components.label(frame, 0, 0, f"{HEADING} (onetrainer-ema-select {__version__})", underline=True)
     rows.add(frame, 1, "enabled")
@@ -122,7 +130,7 @@ def _fill_backup_tab(outer: Any, rows: SettingRows) -> None:
     rows.show_if(
         lambda: rows.section.asks_for_plugin() and not rows.continues and not rows.values()["resume_backup"], line
     )
-    rows.watch()
+    return rows.watch()
 
 
 def _wide_frame(components: Any, outer: Any, row: int) -> Any:
@@ -170,27 +178,24 @@ def _mistakes(rows: SettingRows, frame: Any, row: int) -> None:
     rows.show_if(lambda: bool(text()), line, button)
 
 
-def _guarded(
-    view: Any, ui_state: Any, make_frame: Callable[[], Any], fill: Callable[[Any, SettingRows], None]
-) -> SettingRows | None:
-    """Fill a frame with rows; if that fails, say so in its place. The window opens in any case."""
-    frame = rows = None
+def _filled(view: Any, make_frame: Callable[[], Any], fill: Callable[[Any], T]) -> T | None:
+    """Fill a frame; if that fails, say so in its place. The window opens in any case.
+
+    Returns:
+        What fills it, None if that has failed.
+    """
+    frame = None
     try:
         if found := mismatches_found():
             raise HostMismatchError(found)
         frame = make_frame()
-        rows = SettingRows(view.components, ui_state, frame)
-        fill(frame, rows)
+        return fill(frame)
     except Exception as error:  # noqa: BLE001 - OneTrainer's window must open
         print_error(error)
-        text = _left_out(error)
-        if rows is not None:
-            guarded(rows.close)()
         if frame is not None:
             toolkit.remove(frame)
-        view.components.label(make_frame(), 0, 0, text, wraplength=500)
+        view.components.label(make_frame(), 0, 0, _left_out(error), wraplength=500)
         return None
-    return rows
 
 
 def _left_out(error: Exception) -> str:
