@@ -76,6 +76,7 @@ class Story:
     def set(self, key, text):
         """Set a setting as a user does."""
         widget = self.widget(key)
+        self.up_to_date()
         if isinstance(EmaSelectSettings.model_fields[key].default, bool):
             if self.window.checked(widget) != (text == "true"):
                 self.window.click(widget)
@@ -83,6 +84,15 @@ class Story:
             self.window.choose(widget, text)
         else:
             self.window.type(widget, text)
+
+    def up_to_date(self):
+        """Wait until the rows have followed the last change: a field that is still grey takes no keys."""
+        rows = (self.view.training_tab._ema_select_rows, self.view._ema_select_rows)
+        until = time.monotonic() + WAIT_SECONDS
+        while any(each._waiting for each in rows):
+            if time.monotonic() > until:
+                raise TimeoutError("the rows do not follow the last change")
+            self.window.pump()
 
     def shown(self, key):
         widget = self.widget(key)
@@ -418,7 +428,7 @@ class Teller:
     def step(self):
         if self.over or not self.condition():
             if not self.over and time.monotonic() > self.until:
-                self.fail(TimeoutError("waited in vain"))
+                self.fail(TimeoutError(f"waited in vain; {self.waiting()}"))
             return
         try:
             waited = next(self.steps)
@@ -429,6 +439,15 @@ class Teller:
         else:
             self.condition, seconds = waited if isinstance(waited, tuple) else (waited, WAIT_SECONDS)
             self.until = time.monotonic() + seconds
+
+    def waiting(self):
+        """Where the story stands, for the message: its line, what it holds, and what the settings are."""
+        generator = self.steps
+        while generator.gi_yieldfrom is not None and hasattr(generator.gi_yieldfrom, "gi_frame"):
+            generator = generator.gi_yieldfrom
+        frame = generator.gi_frame
+        held = {name: str(value)[:80] for name, value in frame.f_locals.items() if name != "self"}
+        return f"line {frame.f_lineno}, {held}, settings {self.story.values()}"
 
     def fail(self, error):
         text = "".join(traceback.format_exception(error))

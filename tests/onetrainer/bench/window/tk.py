@@ -11,6 +11,8 @@ from modules.ui.CtkTrainUIView import CtkTrainUIView
 
 KEYSYMS = {" ": "space", ",": "comma", "%": "percent", ".": "period", "-": "minus", "_": "underscore", "/": "slash"}
 
+TRIES = 5
+
 
 class Window:
     """The window and the user in front of it."""
@@ -71,13 +73,24 @@ class Window:
     def type(self, widget, text):
         entry = widget._entry
         entry.event_generate("<Button-1>", x=2, y=2)
-        entry.focus_force()
-        entry.event_generate("<<SelectAll>>")
-        entry.event_generate("<KeyPress>", keysym="Delete")
-        for letter in text:
-            entry.event_generate("<KeyPress>", keysym=KEYSYMS.get(letter, letter))
+        for _ in range(TRIES):
+            self.focus(entry)
+            entry.event_generate("<<SelectAll>>")
+            entry.event_generate("<KeyPress>", keysym="Delete")
+            for letter in text:
+                entry.event_generate("<KeyPress>", keysym=KEYSYMS.get(letter, letter))
+            if entry.get() == text or entry.cget("state") == "disabled":
+                break
         entry.event_generate("<KeyPress>", keysym="Return")
         self.pump()
+
+    def focus(self, entry):
+        """Give a field the keys. There is no window manager, and the display may be slow to hand them over."""
+        until = time.monotonic() + 5
+        entry.focus_force()
+        while self.view.focus_get() is not entry and time.monotonic() < until:
+            time.sleep(0.01)
+            self.pump()
 
     def enabled(self, widget):
         if type(widget).__name__ == "CTkLabel":
