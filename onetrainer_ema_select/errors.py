@@ -154,6 +154,10 @@ class ExportError(EmaSelectError):
     """A model could not be made out of a backup."""
 
 
+class ReportError(EmaSelectError):
+    """The page of a run could not be made or written."""
+
+
 class CloudError(EmaSelectError):
     """The plugin could not be brought onto a cloud machine, or its files not home from there."""
 

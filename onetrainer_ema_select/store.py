@@ -14,10 +14,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from onetrainer_ema_select.integrity import MAX_HEADER_BYTES
 from onetrainer_ema_select.manifest import FOLDER
@@ -296,12 +296,25 @@ def write_json(path: Path, content: Any, *, parents: bool = True) -> None:
     Raises:
         OSError: If the file system refuses; the old file is then still there.
     """
+    _write_text(path, lambda file: json.dump(content, file, indent=1, ensure_ascii=False), parents=parents)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step, in UTF-8 and with the line ends that the text has; its folder is made.
+
+    Raises:
+        OSError: If the file system refuses; the old file is then still there.
+    """
+    _write_text(path, lambda file: file.write(text), parents=True, newline="")
+
+
+def _write_text(path: Path, write: Callable[[TextIO], object], *, parents: bool, newline: str | None = None) -> None:
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False)
+        with temporary.open("w", encoding="utf-8", newline=newline) as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -1,0 +1,111 @@
+"""What to type to use a point of the run: each command is whole, for the shell of the machine the page is made on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onetrainer_ema_select.origin import PACKAGE
+from onetrainer_ema_select.report.data import SNAPSHOT, PlacePoint, RunData
+from onetrainer_ema_select.report.text import SETS, Text
+
+#: Where the workspace has kept no configuration.
+CONFIG = "my-config.json"
+_FLAGS = {"ema": "EMA", "non-ema": "NON_EMA"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and what it is for."""
+
+    title: Text
+    line: str
+
+
+def commands(point: PlacePoint, data: RunData) -> tuple[Command, ...]:
+    """What can be done from a point, the usual first; nothing from one that is not complete."""
+    if not point.complete:
+        return ()
+    found = []
+    if point.kind != SNAPSHOT:
+        found += [
+            export_command(point, data, weight_set) for weight_set in ("ema", "non-ema") if weight_set in point.sets
+        ]
+        found += [
+            resume_command(point, data, weight_set) for weight_set in ("ema", "non-ema") if weight_set in point.sets
+        ]
+    if point.sigma_rels:
+        found += post_hoc_commands(point, data)
+    return tuple(found)
+
+
+def export_command(point: PlacePoint, data: RunData, weight_set: str) -> Command:
+    """Write one set as a model."""
+    title = Text("Write the {set} weights as a model", "把{set}权重写成模型").format(set=SETS[weight_set])
+    words = ["export", point.path.absolute(), "--set", weight_set, "--output", _output(point, data, weight_set)]
+    return Command(title, line(words))
+
+
+def resume_command(point: PlacePoint, data: RunData, weight_set: str) -> Command:
+    """Train on from one set."""
+    title = Text("Train on from the {set} weights", "从{set}权重继续训练").format(set=SETS[weight_set])
+    return Command(title, line(_resume(point, data, resume_weights=_FLAGS[weight_set])))
+
+
+def post_hoc_commands(point: PlacePoint, data: RunData) -> list[Command]:
+    """Make an average of a length that was not kept, and train on from it."""
+    sigma_rel = f"{point.sigma_rels[-1]:g}"
+    output = _output(point, data, f"sigma-rel-{sigma_rel}")
+    made = Command(
+        Text(
+            f"Make an EMA of another length (here sigma_rel {sigma_rel}; any from about 0.03 to 0.25)",
+            f"生成另一长度的 EMA（这里 sigma_rel 为 {sigma_rel}；大约 0.03 到 0.25 都可以）",
+        ),
+        line(
+            ["synthesize", data.workspace.absolute(), "--sigma-rel", sigma_rel, "--at", point.step, "--output", output]
+        ),
+    )
+    if point.kind == SNAPSHOT:
+        return [made]
+    title = Text("Train on from such an EMA", "从这样的 EMA 继续训练")
+    return [made, Command(title, line(_resume(point, data, resume_weights="POST_HOC", resume_sigma_rel=sigma_rel)))]
+
+
+def page_command(data: RunData) -> Command:
+    """Make this page again."""
+    return Command(Text("Make this page anew", "重新生成本页"), line(["report", data.workspace.absolute()]))
+
+
+def resume_hint(data: RunData) -> Text:
+    """What else has to be as it should for a command that trains on."""
+    more = Text(
+        "Raise epochs in the configuration if the run has reached its end.", "如果训练已到终点，请在配置中加大 epochs。"
+    )
+    if data.config_file is not None:
+        return more
+    return Text(f"Put your own configuration in the place of {CONFIG}. ", f"请把 {CONFIG} 换成您自己的配置。") + more
+
+
+def _resume(point: PlacePoint, data: RunData, **choices: str) -> list[object]:
+    config = data.config_file.absolute() if data.config_file else CONFIG
+    values = {"continue_last_backup": "true", "ema_select.enabled": "true", "ema_select.resume_backup": point.name}
+    values |= {f"ema_select.{key}": value for key, value in choices.items()}
+    words: list[object] = ["train", "--config-path", config]
+    for key, value in values.items():
+        words += ["--config-value", f"{key}={value}"]
+    return words
+
+
+def _output(point: PlacePoint, data: RunData, weight_set: str) -> str:
+    name = f"{data.workspace.absolute().name or 'model'}-step{point.step}-{weight_set}"
+    return str(Path("models", name if point.folder_format else f"{name}.safetensors"))
+
+
+def line(words: Sequence[object], *, windows: bool = os.name == "nt") -> str:
+    """A command in one line, quoted for the shell."""
+    texts = [PACKAGE, *map(str, words)]
+    return subprocess.list2cmdline(texts) if windows else shlex.join(texts)
