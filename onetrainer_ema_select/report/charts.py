@@ -158,7 +158,7 @@ def length_chart(drift: tuple[Drift, ...]) -> Chart | None:
     lines = []
     for index, name in enumerate(names[:6]):
         track = name.removeprefix("half_life_steps/")
-        lines.append(_drift_line(drift, name, same(track), "ema" if track == "EMA" else str(index)))
+        lines.append(_drift_line(drift, name, same(track), "ema" if track == "EMA" else str(index % 6)))
     note = Text(
         "What a track held this many steps ago counts half in it.",
         "这么多步之前的内容，在平均值中只占一半分量。",

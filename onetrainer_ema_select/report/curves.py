@@ -11,7 +11,8 @@ from typing import Any
 
 from onetrainer_ema_select.report.charts import Chart, Series
 
-_WIDTH, _HEIGHT = 720, 250
+WIDTH, HEIGHT = 560, 230
+_TOP, _BOTTOM, _LEFT = 0.04, 0.15, 0.11
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 # Colours that only stand for a class of the page's style: text and axes, grid; a series has its number in the blue.
@@ -40,16 +41,18 @@ def draw(chart: Chart) -> Drawn:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72)
-    axes = figure.add_axes((0.085, 0.13, 0.905, 0.83))
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72)
+    axes = figure.add_axes((_LEFT, _BOTTOM, 0.98 - _LEFT, 1 - _TOP - _BOTTOM))
     for index, series in enumerate(chart.series):
         _line(axes, series, _SERIES.format(index))
     if chart.logarithmic:
         axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
+    if not chart.logarithmic:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     axes.grid(axis="y", color=_GRID, linewidth=1)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, labelsize=12, length=0, pad=6)
+    axes.tick_params(colors=_INK, labelsize=13, length=0, pad=6)
     for name, spine in axes.spines.items():
         spine.set_visible(name == "bottom")
         spine.set_color(_GRID)
@@ -80,7 +83,7 @@ def _line(axes: Any, series: Series, colour: str) -> None:
 
 def _places(axes: Any, series: Series) -> Iterator[tuple[float, float, float, float]]:
     for (x, y), (step, value) in zip(axes.transData.transform(series.points), series.points, strict=True):
-        yield round(float(x), 1), round(_HEIGHT - float(y), 1), step, value
+        yield round(float(x), 1), round(HEIGHT - float(y), 1), step, value
 
 
 def _for_page(svg: str, chart: Chart) -> str:
@@ -100,7 +103,7 @@ def _for_page(svg: str, chart: Chart) -> str:
     }
     for element in root.iter():
         _plain(element, chart, used)
-    root.attrib = {"viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "aria-hidden": "true", "focusable": "false"}
+    root.attrib = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "aria-hidden": "true", "focusable": "false"}
     return ET.tostring(root, encoding="unicode")
 
 

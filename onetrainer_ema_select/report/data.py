@@ -216,7 +216,7 @@ def _point(backup: BackupView, kind: str, kept: dict[int, tuple[float, ...]]) ->
         leg=backup.leg,
         size_bytes=backup.size_bytes,
         half_life=backup.half_life.steps if backup.half_life else None,
-        sigma_rels=kept.get(backup.step, ()) if backup.step is not None else (),
+        sigma_rels=kept.get(backup.step, ()) if backup.complete and backup.step is not None else (),
         folder_format=config.get("output_model_format") == "DIFFUSERS",
     )
 

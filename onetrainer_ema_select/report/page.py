@@ -19,7 +19,7 @@ from onetrainer_ema_select.cli.common import size_text
 from onetrainer_ema_select.report.advice import SURE, Advice
 from onetrainer_ema_select.report.charts import Chart
 from onetrainer_ema_select.report.commands import commands, page_command, resume_hint
-from onetrainer_ema_select.report.curves import Drawn
+from onetrainer_ema_select.report.curves import WIDTH, Drawn
 from onetrainer_ema_select.report.data import RunData
 from onetrainer_ema_select.report.missing import missing
 from onetrainer_ema_select.report.pictures import Copies, difference
@@ -275,7 +275,7 @@ def _script_data(parts: Parts, folder: Path, order: Mapping[Path, int]) -> dict[
     ]
     charts = {
         chart.key: {
-            "width": 720,
+            "width": WIDTH,
             "series": [
                 {"name": {"en": series.name.en, "zh": series.name.zh}, "points": marks}
                 for series, marks in zip(chart.series, drawn.marks, strict=True)

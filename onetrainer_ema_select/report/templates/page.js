@@ -66,6 +66,7 @@
   }
   const openTarget = () => {
     const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+    if (target && target.id === "saves") target.nextElementSibling.open = true;
     if (target && target.tagName === "DETAILS") { target.open = true; target.scrollIntoView({ block: "start" }); }
   };
   addEventListener("hashchange", openTarget);
