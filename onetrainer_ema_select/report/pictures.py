@@ -120,7 +120,7 @@ def _copy(file: Path, share: int) -> Copy | None:
         factor = min(1.0, longest / max(picture.size))
         size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
         if copy.size != size:
-            copy = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+            copy = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=1.0)
         buffer = io.BytesIO()
         copy.save(buffer, "JPEG", quality=quality)
         data = buffer.getvalue()

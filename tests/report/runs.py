@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -60,10 +61,11 @@ def add_samples(
     size: int = 64,
     sets: Sequence[str] = ("", " - no-ema"),
     ending: str = ".jpg",
+    first: int = 0,
 ) -> int:
     """OneTrainer's samples; returns how many."""
     count = 0
-    for number, prompt in enumerate(prompts):
+    for number, prompt in enumerate(prompts, first):
         for postfix in sets:
             folder = workspace / "samples" / f"{number} - {kept(prompt)}{postfix}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,21 @@ def add_config(workspace: Path, prompts: Sequence[str] = PROMPTS, *, ema: str = 
     config = {"ema": ema, "epochs": 4, "samples": [{"prompt": prompt, "enabled": True} for prompt in prompts]}
     file.write_text(json.dumps(config), encoding="utf-8")
     return file
+
+
+def add_backup(backup: Path, *, step: int, epoch: int, **more: Any) -> None:
+    """A whole backup of both sets, with the plugin's own file."""
+    import torch
+    from safetensors.torch import save_file
+
+    for name in ("lora", "optimizer", "ema"):
+        (backup / name).mkdir(parents=True, exist_ok=True)
+    save_file({"weight": torch.zeros(4, 2)}, backup / "lora" / "lora.safetensors")
+    torch.save({"state": {}}, backup / "optimizer" / "optimizer.pt")
+    torch.save({"decay": 0.99, "ema_parameters": [torch.zeros(4, 2)]}, backup / "ema" / "ema.pt")
+    progress = {"epoch": epoch, "epoch_step": 0, "epoch_sample": 0, "global_step": step}
+    (backup / "meta.json").write_text(json.dumps({"train_progress": progress}), encoding="utf-8")
+    add_manifest(backup, step=step, epoch=epoch, **more)
 
 
 def add_manifest(
@@ -127,7 +144,7 @@ def add_validation(
                 "difference": ema - non_ema, "standard_error": 0.0009, "better": better,
                 "sure": "clear" if index > 2 else "cannot be told", "run": "r", "leg": "",
                 "concepts": [
-                    {"label": name, "batches": 16, "ema": ema * (0.9 + 0.2 * place), "non_ema": non_ema * (0.9 + 0.2 * place)}
+                    {"label": name, "batches": 16, "ema": ema * (1 + place / 5), "non_ema": non_ema * (1 + place / 5)}
                     for place, name in enumerate(concepts)
                 ],
             }  # fmt: skip
@@ -143,7 +160,7 @@ def add_drift(workspace: Path, steps: Sequence[int]) -> None:
             apart = 0.02 * (1 - math.exp(-step / 60)) + 0.002 * math.sin(step / 7)
             values = {
                 "step": step, "distance": apart, "distance/unet": apart * 1.1, "distance/text_encoder": apart * 0.5,
-                "decay_per_step": min(0.99, (1 + step) / (10 + step)), "half_life_steps/EMA": min(69.0, 0.08 * step + 1),
+                "decay_per_step": (1 + step) / (10 + step), "half_life_steps/EMA": min(69.0, 0.08 * step + 1),
                 "half_life_steps/sigma_rel 0.05": 0.03 * step + 1, "half_life_steps/sigma_rel 0.1": 0.07 * step + 1,
             }  # fmt: skip
             file.write(json.dumps({"run": "r", "leg": "", **values}) + "\n")
