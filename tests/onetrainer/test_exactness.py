@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from onetrainer_ema_select.report import make_report
+
+from ..report.chromium import chromium, complaints, grave_findings, keys, one, press, wait
 from .bench import configs
 from .bench.configs import Family, Schedule
 from .bench.recording import Recording, difference, read_metadata, read_model, same_bits
@@ -123,6 +126,32 @@ def folder_of(recording: Recording, ending: str) -> Path:
     folders = (recording.workspace / "samples").glob("0 - *")
     [folder] = [path for path in folders if path.name.endswith(" - no-ema") == bool(ending)]
     return folder
+
+
+def test_the_report_of_a_real_run_in_a_browser(runs: dict[str, Pair], tmp_path: Path) -> None:
+    workspace = runs["sd15-fine-tune"].on.workspace
+    made = make_report(workspace, output=tmp_path / "run #1" / "report.html")
+    assert (made.samples, made.left_out) == (7, 0), "three of each set, and one that was asked for by hand"
+    assert {"training", "validation"} <= set(made.charts)
+    text = made.path.read_text(encoding="utf-8")
+    for backup in (workspace / "backup").iterdir():
+        assert f"--config-value ema_select.resume_backup={backup.name}" in text
+    with chromium(tmp_path / "profile") as browser:
+        browser.get(made.path.as_uri())
+        titles = [each.text for each in browser.find_elements("css selector", ".prompt h3 bdi")]
+        assert titles == ["picture 1 of thing", "custom"]
+        browser.execute_script("document.querySelector('.steps').focus()")
+        wait(browser, "document.querySelector('.prompt .non-ema img').naturalWidth > 0")
+        assert one(browser, ".prompt .where").text.startswith("step 10, epoch 1 · the sets differ by ")
+        press(browser, keys().HOME)
+        assert one(browser, ".prompt .where").text == "step 0, epoch 0 · the sets differ by 0.0 %"
+        one(browser, ".modes label:nth-of-type(2)").click()
+        assert one(browser, "#pictures").get_attribute("data-mode") == "swipe"
+        one(browser, ".point summary").click()
+        one(browser, ".point .copy").click()
+        wait(browser, "document.querySelector('.copy').classList.contains('copied')")
+        assert complaints(browser) == []
+        assert grave_findings(browser) == []
 
 
 # -- every format --------------------------------------------------------------------------------------------

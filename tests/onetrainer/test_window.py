@@ -243,6 +243,16 @@ def test_the_two_sets_of_a_backup_are_compared(seen: dict[str, Any]) -> None:
     assert seen["compared"].startswith(f"{name}: the relative distance of its two sets is 0.")
 
 
+def test_the_report_is_made_and_opened(seen: dict[str, Any]) -> None:
+    page = seen["folder"] / "workspace" / "ema_select" / "report.html"
+    assert seen["report: under way"]
+    assert seen["report: opened"] == [page.as_uri()]
+    assert seen["report"].startswith("Report: ")
+    assert str(page) in seen["report"]
+    assert seen["report"].endswith("It was opened in the browser.")
+    assert Path(seen["export: backup"]).name in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("failure", ["failure", "unknown host"])
 def test_a_failure_of_ours_is_shown_and_the_window_opens(seen: dict[str, Any], failure: str) -> None:
     assert len(seen[failure]) == 2, "one text on each tab"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,10 @@ from onetrainer_ema_select.manifest import LegRecord
 from onetrainer_ema_select.report import make_report
 
 from . import runs
+from .chromium import chromium, complaints, grave_findings, keys, one, press, wait
 
 PICTURES = os.environ.get("EMA_SELECT_PICTURES", "")
 STEPS = (0, 100, 200, 300, 400)
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1280,900",
-    "--lang=en-US", "--force-prefers-reduced-motion",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,22 +42,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium, without a window and without a network."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: pip install selenium")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("no Chromium with its chromedriver: install Debian's packages chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
+    """Chromium, without a window."""
+    with chromium(tmp_path_factory.mktemp("profile")) as found:
         yield found
-    finally:
-        found.quit()
 
 
 @pytest.fixture
@@ -71,27 +53,8 @@ def opened(browser: Any, page: Path) -> Iterator[Any]:
     browser.get(page.as_uri())
     assert browser.execute_script("return document.documentElement.dataset.ready") == "yes"
     yield browser
-    assert [line for line in browser.get_log("browser") if line["level"] != "INFO"] == []
+    assert complaints(browser) == []
     assert browser.execute_script("return window.broken") is None
-
-
-def one(browser: Any, selector: str) -> Any:
-    return browser.find_element("css selector", selector)
-
-
-def press(browser: Any, *keys: str) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
-
-    chain = ActionChains(browser)
-    for key in keys:
-        chain.send_keys(key)
-    chain.perform()
-
-
-def wait(browser: Any, script: str) -> Any:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, 10, poll_frequency=0.05).until(lambda _: browser.execute_script(f"return {script}"))
 
 
 def show_pictures(browser: Any) -> None:
@@ -103,12 +66,6 @@ def style(browser: Any, selector: str, name: str) -> str:
     return browser.execute_script(
         f"return getComputedStyle(document.querySelector({selector!r})).getPropertyValue({name!r})"
     )
-
-
-def keys() -> Any:
-    from selenium.webdriver.common.keys import Keys
-
-    return Keys
 
 
 def test_nothing_of_the_run_has_become_part_of_the_page(opened: Any) -> None:
@@ -245,7 +202,6 @@ def test_both_languages_and_both_themes(opened: Any) -> None:
 
 @pytest.mark.parametrize(("theme", "mode"), [("light", "side"), ("dark", "swipe")])
 def test_axe_finds_nothing_serious(opened: Any, theme: str, mode: str) -> None:
-    axe = pytest.importorskip("axe_core_python.selenium", reason="no axe: pip install axe-core-python")
     opened.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]}
     )
@@ -255,15 +211,9 @@ def test_axe_finds_nothing_serious(opened: Any, theme: str, mode: str) -> None:
         "document.querySelectorAll('details').forEach(each => { each.open = true; });"
         "dispatchEvent(new Event('beforeprint'));"
     )
-    opened.set_script_timeout(60)
-    found = axe.Axe().run(opened)["violations"]
+    found = grave_findings(opened)
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    grave = [
-        (each["id"], each["impact"], [node["html"][:160] for node in each["nodes"][:3]])
-        for each in found
-        if each["impact"] in ("serious", "critical")
-    ]
-    assert grave == []
+    assert found == []
 
 
 @pytest.mark.parametrize("kind", ["light", "dark", "phone"])
@@ -296,7 +246,7 @@ def test_a_page_that_was_taken_elsewhere_shows_its_own_copies(browser: Any, page
     browser.execute_script("document.querySelector('.prompt .ema .picture').click()")
     wait(browser, "document.getElementById('full-image').src.startsWith('data:')")
     assert one(browser, "#full-title").text.endswith("this is the page's own small copy.)")
-    browser.get_log("browser")  # that the original could not be loaded stands there, rightly
+    complaints(browser)  # that the original could not be loaded stands there, rightly
 
 
 def picture_of(browser: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""A set taken out of the backup that is chosen in the list, and how far its two sets are apart."""
+"""A set taken out of the backup that is chosen in the list, how far its two sets are apart, and the run's report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from onetrainer_ema_select.host.window import picker, toolkit
 from onetrainer_ema_select.host.window.guard import guarded
-from onetrainer_ema_select.host.window.jobs import Job, comparison_job, export_job
+from onetrainer_ema_select.host.window.jobs import Job, comparison_job, export_job, report_job
 from onetrainer_ema_select.host.window.rows import SettingRows
 
 AS_IN_RUN: Final = "as in the run"
@@ -83,6 +83,15 @@ class Exporting:
             self.guarded(self.compare),
             tooltip="Measures how far the backup's EMA and non-EMA weights are apart. Reads both, changes nothing.",
         )
+        self.report_button = components.button(
+            frame,
+            9,
+            0,
+            "report of the run",
+            self.guarded(self.report),
+            tooltip="Makes a page of the whole workspace and opens it: samples of both sets side by side, curves, and "
+            "which set is better. Changes nothing.",
+        )
         self.bar = components.progress(frame, 11, 1)
         toolkit.span(self.bar, frame, 11, 1, 3)
         toolkit.show(self.bar, False)
@@ -97,6 +106,7 @@ class Exporting:
         """Follow the list: another backup may have been chosen."""
         for button in (self.export_button, self.compare_button):
             toolkit.enable(self.components, button, self.chosen().complete and self.job is None)
+        toolkit.enable(self.components, self.report_button, self.job is None)
         self.suggest()
 
     def suggest(self) -> None:
@@ -143,6 +153,11 @@ class Exporting:
         backup = self.chosen().backup
         if backup is not None and self.job is None:
             self.start(comparison_job(backup.path))
+
+    def report(self) -> None:
+        """Make the page of the workspace, and open it."""
+        if self.job is None:
+            self.start(report_job(Path(self.config.workspace_dir).absolute()))
 
     def start(self, job: Job) -> None:
         """Follow a job that has begun, until it is done."""

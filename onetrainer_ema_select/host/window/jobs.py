@@ -1,8 +1,9 @@
-"""What takes longer and is done while the window stays usable: exports and comparisons."""
+"""What takes longer and is done while the window stays usable: exports, comparisons and pages."""
 
 from __future__ import annotations
 
 import threading
+import webbrowser
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,20 @@ def export_job(backup: Path, output: str, **options: Any) -> Job:
 def comparison_job(backup: Path) -> Job:
     """Measure how far the two sets of a backup are apart."""
     return Job(partial(compare_sets, backup), doing="Comparing", failed="Not compared")
+
+
+def report_job(workspace: Path) -> Job:
+    """Make the page of a run, and open it in the browser."""
+    return Job(partial(_report, workspace), doing="Making the report", failed="No report was made")
+
+
+def _report(workspace: Path, progress: Progress) -> str:
+    from onetrainer_ema_select.report import make_report
+
+    made = make_report(workspace, progress=progress)
+    opened = webbrowser.open(made.path.as_uri())
+    rest = "It was opened in the browser." if opened else "No browser could be opened: open it yourself."
+    return f"Report: {made.headline} {made.path} ({gigabytes(made.size_bytes)}). {rest}"
 
 
 def _export(backup: Path, output: str, options: dict[str, Any], progress: Progress) -> str:

@@ -13,7 +13,7 @@ from onetrainer_ema_select.errors import ExportError
 from onetrainer_ema_select.host.export import ExportResult
 from onetrainer_ema_select.host.export.messages import ExportedSet
 from onetrainer_ema_select.host.window import jobs
-from onetrainer_ema_select.host.window.jobs import Job, comparison_job, export_job
+from onetrainer_ema_select.host.window.jobs import Job, comparison_job, export_job, report_job
 
 from ...backup_files import NAME, tensors, write_backup
 
@@ -66,6 +66,27 @@ def test_progress_is_a_share_where_it_is_known() -> None:
     assert job.progress_text() == "Exporting: writing 25%"
     job._progress("loading", 0, 0)
     assert job.progress_text() == "Exporting: loading"
+
+
+@pytest.mark.parametrize(("opens", "end"), [
+    (True, "It was opened in the browser."), (False, "No browser could be opened: open it yourself."),
+])  # fmt: skip
+def test_a_report_is_made_and_opened(mocker: MockerFixture, tmp_path: Path, opens: bool, end: str) -> None:
+    opened = mocker.patch("webbrowser.open", return_value=opens)
+    job = report_job(tmp_path)
+    assert job.wait(60)
+    page = tmp_path / "ema_select" / "report.html"
+    assert job.text.startswith(f"Report: There is nothing to choose from yet. {page} (")
+    assert job.text.endswith(end)
+    opened.assert_called_once_with(page.as_uri())
+
+
+def test_a_report_that_cannot_be_made_says_why(mocker: MockerFixture, tmp_path: Path) -> None:
+    opened = mocker.patch("webbrowser.open")
+    job = report_job(tmp_path / "nowhere")
+    assert job.wait(60)
+    assert job.text.startswith("No report was made: There is no folder ")
+    opened.assert_not_called()
 
 
 def compared(folder: Path) -> str:

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 import traceback
+import webbrowser
 from pathlib import Path
 
 sys.path.insert(0, str(Path.cwd()))
@@ -345,6 +346,17 @@ class Story:
         self.seen["export: texts"], self.seen["export: moments"] = len(texts), moments
         self.picture("export-backup", "backup", height=1600)
 
+    def reporting(self):
+        """The report of the run, by its button."""
+        opened, original = [], webbrowser.open
+        webbrowser.open = lambda address: opened.append(address) or True
+        self.window.click(self.panel.exporting.report_button)
+        self.seen["report: under way"] = self.panel.exporting.job is not None
+        yield lambda: self.panel.exporting.job is None
+        webbrowser.open = original
+        self.seen["report"], self.seen["report: opened"] = self.window.text(self.panel.exporting.result), opened
+        self.picture("report-backup", "backup", height=1600)
+
     def failures(self):
         """A failure of ours, and a host that is not known: the window opens, and says so."""
         for name, spoil in (("failure", self.spoil_layout), ("unknown host", self.spoil_host)):
@@ -406,6 +418,7 @@ class Story:
         refused,
         continuing,
         exporting,
+        reporting,
         failures,
         closing,
     )
