@@ -32,7 +32,7 @@ PAIRS = [
     *((page, CHINESE / page.name) for page in sorted(DOCS.glob("*.md")) if page.name not in NOT_TRANSLATED),
 ]
 
-VERBS = {"enable", "disable", "doctor", "train", "list", "inspect", "export", "compare", "demo"}
+VERBS = {"enable", "disable", "doctor", "train", "list", "inspect", "export", "compare", "report", "demo"}
 KEYS = set(EmaSelectSettings.model_fields)
 # Named like settings, but they stand in the header of a model file, or in the folder of a model.
 METADATA = {
@@ -157,6 +157,7 @@ SCENARIOS = (
     "milestones.md",
     "inspect.md",
     "compare.md",
+    "report.md",
     "export.md",
     "json.md",
     "python.md",

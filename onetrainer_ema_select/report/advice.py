@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from onetrainer_ema_select.report.data import SNAPSHOT, PlacePoint, RunData
 from onetrainer_ema_select.report.sources import Validation
-from onetrainer_ema_select.report.text import EMA, NON_EMA, SETS, Text, number
+from onetrainer_ema_select.report.text import SETS, WEIGHTS, Text, number
 
 #: Sets nearer than this are the same in any file.
 SAME_DISTANCE = 1e-6
@@ -141,8 +141,8 @@ def _by_loss(data: RunData, usable: Sequence[PlacePoint], seen: tuple[Text, ...]
             "No difference can be told between the two sets{where}.", "{where}两组权重之间分不出高下。"
         ).format(where=where)
         return Advice(headline, "", tuple(reasons), "", best_point)
-    headline = Text("Take the {set} weights{where}.", "建议使用{where}{set}权重。").format(
-        set=SETS[best.better], where=where
+    headline = Text("Take the {weights}{where}.", "建议使用{where}{weights}。").format(
+        weights=WEIGHTS[best.better], where=where
     )
     return Advice(headline, best.sure, tuple(reasons), best.better, best_point)
 
@@ -171,11 +171,10 @@ def _loss(one: Validation) -> float:
 
 def _losses(one: Validation) -> Text:
     if one.ema is None or one.non_ema is None:
-        broken = EMA if one.ema is None else NON_EMA
         return Text(
-            f"At step {one.step} the validation loss of the {{set}} weights is no finite number.",
-            f"第 {one.step} 步时，{{set}}权重的验证损失不是有限的数。",
-        ).format(set=broken)
+            f"At step {one.step} the validation loss of the {{weights}} is no finite number.",
+            f"第 {one.step} 步时，{{weights}}的验证损失不是有限的数。",
+        ).format(weights=WEIGHTS["ema" if one.ema is None else "non-ema"])
     apart = f"{number(abs(one.ema - one.non_ema))}" + (f" ± {number(one.error)}" if one.error is not None else "")
     chance = {
         "clear": Text("far more than chance", "远超偶然"),
@@ -199,7 +198,7 @@ def _agreement(one: Validation, validations: Sequence[Validation]) -> list[Text]
     return [
         Text(
             f"In {agree} of the last {len(recent)} validations {{set}} had the lower loss.",
-            f"最近 {len(recent)} 次验证中，有 {agree} 次{{set}}的损失更低。",
+            f"最近 {len(recent)} 次验证中，有 {agree} 次是 {{set}} 的损失更低。",
         ).format(set=SETS[one.better])
     ]
 

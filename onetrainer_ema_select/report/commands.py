@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onetrainer_ema_select.origin import PACKAGE
 from onetrainer_ema_select.report.data import SNAPSHOT, PlacePoint, RunData
-from onetrainer_ema_select.report.text import SETS, Text
+from onetrainer_ema_select.report.text import WEIGHTS, Text
 
 #: Where the workspace has kept no configuration.
 CONFIG = "my-config.json"
@@ -45,14 +45,14 @@ def commands(point: PlacePoint, data: RunData) -> tuple[Command, ...]:
 
 def export_command(point: PlacePoint, data: RunData, weight_set: str) -> Command:
     """Write one set as a model."""
-    title = Text("Write the {set} weights as a model", "把{set}权重写成模型").format(set=SETS[weight_set])
+    title = Text("Write the {weights} as a model", "把{weights}写成模型").format(weights=WEIGHTS[weight_set])
     words = ["export", point.path.absolute(), "--set", weight_set, "--output", _output(point, data, weight_set)]
     return Command(title, line(words))
 
 
 def resume_command(point: PlacePoint, data: RunData, weight_set: str) -> Command:
     """Train on from one set."""
-    title = Text("Train on from the {set} weights", "从{set}权重继续训练").format(set=SETS[weight_set])
+    title = Text("Train on from the {weights}", "从{weights}继续训练").format(weights=WEIGHTS[weight_set])
     return Command(title, line(_resume(point, data, resume_weights=_FLAGS[weight_set])))
 
 

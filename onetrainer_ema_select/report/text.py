@@ -55,6 +55,8 @@ def listed(texts: tuple[Text, ...]) -> Text:
 EMA = same("EMA")
 NON_EMA = Text("non-EMA", "非 EMA")
 SETS = {"ema": EMA, "non-ema": NON_EMA}
+#: In a sentence; Chinese has a space before Latin letters.
+WEIGHTS = {"ema": Text("EMA weights", " EMA 权重"), "non-ema": Text("non-EMA weights", "非 EMA 权重")}
 
 
 def set_names(sets: tuple[str, ...]) -> Text:

@@ -174,6 +174,11 @@ def test_compare(command: Command, workspace: Path) -> None:
     check(reports, expected)
 
 
+def test_report(command: Command, workspace: Path) -> None:
+    check([json.loads(command("report", workspace, "--json")[1])], documented("report"))
+    assert documented("report", DOCS / "zh" / "json.md") == documented("report")
+
+
 @pytest.mark.parametrize("verb", ["list", "inspect", "compare"])
 def test_both_languages_have_the_same_keys(verb: str) -> None:
     assert documented(verb, DOCS / "zh" / "json.md") == documented(verb)

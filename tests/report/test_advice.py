@@ -37,7 +37,7 @@ def test_the_set_with_the_lower_loss_at_the_newest_point() -> None:
     data = run(point(100), point(200), validations=(judged(100, 0.5, 0.4), judged(200, 0.3, 0.35)))
     advice = advise(data, 0.1)
     assert advice.headline.en == "Take the EMA weights of step 200."
-    assert advice.headline.zh == "建议使用第 200 步的EMA权重。"
+    assert advice.headline.zh == "建议使用第 200 步的 EMA 权重。"
     assert (advice.sure, advice.set, advice.point) == ("clear", "ema", data.points[0])
     said = advice.reasons[0].en
     assert said.startswith("Validation loss at step 200: EMA 0.3, non-EMA 0.35. The difference is 0.05 ± 0.001")
