@@ -166,21 +166,20 @@ def _shape(mark: Mark, y: float) -> Markup:
     from markupsafe import Markup
 
     x, r = mark.x, 6.5
+    d = r + 2
+    # the left half from the top down, the right half, and the way back up along the right
     outlines = {
-        "circle": (f"M{x},{y - r}A{r},{r} 0 0 0 {x},{y + r}Z", f"M{x},{y - r}A{r},{r} 0 0 1 {x},{y + r}Z"),
-        "square": (f"M{x},{y - r}H{x - r}V{y + r}H{x}Z", f"M{x},{y - r}H{x + r}V{y + r}H{x}Z"),
-        "diamond": (
-            f"M{x},{y - r - 2}L{x - r - 2},{y}L{x},{y + r + 2}Z",
-            f"M{x},{y - r - 2}L{x + r + 2},{y}L{x},{y + r + 2}Z",
-        ),
+        "circle": (f"A{r},{r} 0 0 0 {x},{y + r}", f"A{r},{r} 0 0 1 {x},{y + r}", f"A{r},{r} 0 0 0 {x},{y - r}", r),
+        "square": (f"H{x - r}V{y + r}H{x}", f"H{x + r}V{y + r}H{x}", f"H{x + r}V{y - r}H{x}", r),
+        "diamond": (f"L{x - d},{y}L{x},{y + d}", f"L{x + d},{y}L{x},{y + d}", f"L{x + d},{y}L{x},{y - d}", d),
     }
-    left, right = outlines[mark.shape]
+    left, right, back, height = outlines[mark.shape]
+    top = f"M{x},{y - height}"
     only = next((name for name in mark.sets if name in SETS), "unknown")
-    parts = [("ema", left), ("non-ema", right)]
-    if mark.broken:
-        parts = [("unknown", left), ("unknown", right)]
-    elif not {"ema", "non-ema"} <= set(mark.sets):
-        parts = [(only, left), (only, right)]
+    if not mark.broken and {"ema", "non-ema"} <= set(mark.sets):
+        parts = [("ema", f"{top}{left}Z"), ("non-ema", f"{top}{right}Z")]
+    else:
+        parts = [("unknown" if mark.broken else only, f"{top}{left}{back}Z")]
     return Markup("").join(Markup('<path class="shape {}" d="{}"/>').format(name, outline) for name, outline in parts)
 
 
