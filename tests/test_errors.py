@@ -16,6 +16,7 @@ from onetrainer_ema_select.errors import (
     InstallError,
     ManifestError,
     NamesError,
+    ReportError,
     ResumeError,
     SettingProblem,
     SettingsError,
@@ -37,6 +38,7 @@ PLAIN = [
     ExportError,
     UsageError,
     CloudError,
+    ReportError,
 ]
 PROBLEM = SettingProblem("save_sets", '"BOHT"', "allowed: BOTH", "type --config-value ema_select.save_sets=BOTH")
 OTHER = SettingProblem("", "true", "allowed: a section", "type something")
