@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import webbrowser
 from dataclasses import asdict
 from enum import Enum
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from tqdm import tqdm
 
 from onetrainer_ema_select.cli.common import JsonOption, echo_json, size_text
-from onetrainer_ema_select.cli.export import progress_bar
+from onetrainer_ema_select.cli.export import progress_into
 from onetrainer_ema_select.cli.table import wrapped
 from onetrainer_ema_select.origin import PACKAGE
 from onetrainer_ema_select.report import Made, make_report
@@ -49,10 +51,15 @@ def report(
     The page holds everything but the samples' originals, which it links: nothing is loaded from anywhere. What the
     workspace lacks, the page names.
     """
-    with progress_bar() as progress:
+    # None: off where nobody watches, as in a log file
+    with tqdm(total=0, delay=2, file=sys.stderr, leave=False, disable=None) as bar:
         made = make_report(
-            workspace, output=output, language="" if language is Language.AUTO else language.value, progress=progress
+            workspace,
+            output=output,
+            language="" if language is Language.AUTO else language.value,
+            progress=progress_into(bar),
         )
+        bar.clear()  # closing clears only what `update` has shown
     if as_json:
         echo_json({"schema": 1, "workspace": workspace.absolute(), **asdict(made)})
     else:

@@ -128,9 +128,9 @@ def _by_loss(data: RunData, usable: Sequence[PlacePoint], seen: tuple[Text, ...]
             reasons.append(
                 Text(
                     f"Since step {lowest.step} the loss has risen, from {number(_loss(lowest))} to "
-                    f"{number(_loss(best))}: the run has learnt its images by heart since then.",
+                    f"{number(_loss(best))}: a sign that it learns its training images by heart.",
                     f"自第 {lowest.step} 步以来损失上升了，从 {number(_loss(lowest))} 到 {number(_loss(best))}："
-                    "此后训练开始死记硬背训练图片。",
+                    "这是死记训练图片的迹象。",
                 )
             )
             best_point, best = lowest_point, lowest

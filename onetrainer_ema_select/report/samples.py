@@ -14,6 +14,8 @@ SAMPLES_FOLDER = "samples"
 #: What OneTrainer adds to a prompt's folder for the samples without the EMA.
 NO_EMA = " - no-ema"
 CUSTOM = "custom"
+# Sets, in the order of a moment's fields.
+OWN = ("ema", "non-ema", "")
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jxl"})
 OTHERS = frozenset({".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mp3", ".wav", ".flac", ".ogg", ".m4a", ".opus"})
@@ -113,15 +115,18 @@ def find_samples(workspace: Path) -> tuple[Prompt, ...]:
 
 def _prompt(name: str, samples: list[Sample], full: dict[tuple[int, str], str]) -> Prompt:
     match = _FOLDER.fullmatch(name)
+    in_order = sorted(samples, key=lambda sample: (sample.time, sample.path.name))
+    if not match:
+        # Asked for by hand: each may be of another prompt.
+        alone = [Moment(one.step, one.epoch, *(one if one.set == own else None for own in OWN)) for one in in_order]
+        return Prompt(None, name, tuple(sorted(alone, key=lambda moment: moment.step)))
     by_step: dict[int, dict[str, Sample]] = {}
-    for one in sorted(samples, key=lambda sample: (sample.time, sample.path.name)):
+    for one in in_order:
         by_step.setdefault(one.step, {})[one.set] = one
     moments = []
     for step, sets in sorted(by_step.items()):
         any_of = next(iter(sets.values()))
         moments.append(Moment(step, any_of.epoch, sets.get("ema"), sets.get("non-ema"), sets.get("")))
-    if not match:
-        return Prompt(None, name, tuple(moments))
     number, kept = int(match["number"]), match["prompt"]
     return Prompt(number, kept, tuple(moments), full.get((number, kept), ""))
 

@@ -73,7 +73,10 @@ def test_custom_samples_come_last_and_videos_are_samples(tmp_path: Path) -> None
     custom = tmp_path / "samples" / "custom" / f"{time_of(9)}-training-sample-9-0-9.mp4"
     custom.parent.mkdir()
     custom.touch()
+    custom.with_name(f"{time_of(10)}-training-sample-9-0-9.png").touch()
     first, last = find_samples(tmp_path)
     assert (first.number, last.number, last.title) == (0, None, "custom")
-    (sample,) = last.moments[0].samples
-    assert not sample.is_picture
+    assert [moment.step for moment in last.moments] == [9, 9], "each may be of another prompt"
+    video, picture = (sample for moment in last.moments for sample in moment.samples)
+    assert not video.is_picture
+    assert picture.is_picture
