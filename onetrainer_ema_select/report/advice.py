@@ -69,19 +69,16 @@ def advise(data: RunData, picture_difference: float | None) -> Advice:
         return _by_loss(data, usable, seen)
     if picture_difference is not None and picture_difference < SAME_PICTURE:
         return Advice(NO_DIFFERENCE, "probable", (*seen, NOT_MEASURED), "", newest)
-    return Advice(
-        Text(
-            "Look at the pictures: nothing that was measured says which set is better.",
-            "请看图片：没有任何测量能说明哪一组更好。",
-        ),
-        "",
-        (*seen, *_warnings(data), NOT_MEASURED),
-        "",
-        newest,
-    )
+    headline = LOOK if picture_difference is not None else UNKNOWN
+    return Advice(headline, "", (*seen, *_warnings(data), NOT_MEASURED), "", newest)
 
 
 NO_DIFFERENCE = Text("There is no difference to see between the two sets.", "两组权重之间看不出差别。")
+LOOK = Text(
+    "Look at the pictures: nothing that was measured says which set is better.",
+    "请看图片：没有任何测量能说明哪一组更好。",
+)
+UNKNOWN = Text("Nothing here says which set is better.", "这里没有任何内容能说明哪一组更好。")
 NOT_MEASURED = Text(
     "With OneTrainer's validation on, the loss of both sets is measured on the same images and noise.",
     "打开 OneTrainer 的验证后，会用同样的图片和噪声测量两组权重的损失。",
