@@ -69,7 +69,8 @@ def make_report(
     check_needed()
     from onetrainer_ema_select.report.curves import draw
     from onetrainer_ema_select.report.missing import missing
-    from onetrainer_ema_select.report.page import Parts, moment_difference, render
+    from onetrainer_ema_select.report.page import render
+    from onetrainer_ema_select.report.views import Parts, moment_difference
 
     path = (output or workspace / FILE).absolute()
     if path.is_dir():

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from onetrainer_ema_select.report import make_report
 
-from ..report.chromium import chromium, complaints, grave_findings, keys, one, press, wait
 from .bench import configs
 from .bench.configs import Family, Schedule
 from .bench.recording import Recording, difference, read_metadata, read_model, same_bits
 from .bench.workers import BENCH, Bench, Job
+from .chromium import chromium, complaints, grave_findings, keys, one, press, wait
 
 DECAY = 0.9
 STEPS = 12

@@ -13,8 +13,8 @@ import pytest
 
 from onetrainer_ema_select.errors import ReportError
 from onetrainer_ema_select.report import make_report
+from onetrainer_ema_select.report.links import url
 from onetrainer_ema_select.report.make import check_needed
-from onetrainer_ema_select.report.page import url
 from onetrainer_ema_select.report.text import Text
 from onetrainer_ema_select.report.words import KINDS, SCRIPT_WORDS, WORDS
 
