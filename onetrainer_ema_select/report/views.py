@@ -182,7 +182,7 @@ def chart_view(chart: Chart, drawn: Drawn) -> dict[str, Any]:
         "title": chart.title,
         "note": chart.note,
         "series": chart.series,
-        "named": chart.key == "snapshots",
+        "named": chart.key == "snapshots" or chart.key.startswith(("validation", "concept")),
         "svg": Markup(drawn.svg),  # drawn from numbers alone
         "count": len({step for series in chart.series for step, _ in series.points}),
         "rows": rows,
