@@ -7,11 +7,12 @@ import math
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
 from onetrainer_ema_select.choices import WeightSet
+from onetrainer_ema_select.naming import set_suffix
 from onetrainer_ema_select.paired import CLEAR, PROBABLE, chance, paired_difference
 
 HISTORY = "validation.jsonl"
@@ -118,6 +119,22 @@ class ValidationRecord(_Record):
         """All of it in one phrase."""
         name = {WeightSet.EMA: "EMA", WeightSet.NON_EMA: "non-EMA", None: "neither"}[self.better]
         return f"better: {name} (validation loss: {self.losses_text}; {self.sure_text}, measured at step {self.step})"
+
+    def as_json(self) -> dict[str, Any]:
+        """What other programs are told; see docs/json.md."""
+        return {
+            "better": "" if self.better is None else set_suffix(self.better),
+            "sure": self.sure.value,
+            "ema": self.ema,
+            "non_ema": self.non_ema,
+            "difference": self.difference,
+            "standard_error": self.standard_error,
+            "batches": self.batches,
+            "step": self.step,
+            "epoch": self.epoch,
+            "concepts": [concept.model_dump() for concept in self.concepts],
+            "text": self.text,
+        }
 
 
 class HistoryEntry(ValidationRecord):
