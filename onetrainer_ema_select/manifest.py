@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from onetrainer_ema_select.errors import ManifestError
 from onetrainer_ema_select.origin import install_source
+from onetrainer_ema_select.validation import ValidationRecord
 
 FOLDER = "ema_select"
 """The plugin's folder, inside a backup and inside a workspace."""
@@ -99,12 +100,14 @@ class LegRecord(_Record):
         choices: The choices that began it; None for a run that was not resumed.
         began_from: Name of the backup it began from, empty for a fresh start.
         began_at_step: The host's ``global_step`` then.
+        best: The set that ``resume_weights`` ``BEST`` came to; empty for any other choice.
     """
 
     id: str = ""
     choices: dict[str, str] | None = None
     began_from: str = ""
     began_at_step: Count = 0
+    best: str = ""
 
 
 class Manifest(_Record):
@@ -113,6 +116,7 @@ class Manifest(_Record):
     Attributes:
         pending_milestones: Milestones that were due when a backup was made, and not saved yet.
         milestones: Of a backup that was pinned, the milestones it was pinned for.
+        validation: Losses of both sets, of the last validation of the leg; None where there was none.
     """
 
     format: Literal["onetrainer-ema-select"] = "onetrainer-ema-select"
@@ -134,6 +138,7 @@ class Manifest(_Record):
     parked: tuple[ParkedRecord, ...] = ()
     pending_milestones: tuple[str, ...] = ()
     milestones: tuple[str, ...] = ()
+    validation: ValidationRecord | None = None
 
     @property
     def sets(self) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ VERSION_KEY: Final = "__version"
 """OneTrainer writes it into every section; it says nothing about ours."""
 
 LATER: Final[Mapping[str, tuple[Choice, ...]]] = {
-    "resume_weights": (ResumeWeights.BEST, ResumeWeights.POST_HOC),
+    "resume_weights": (ResumeWeights.POST_HOC,),
 }
 """Values that a later version will accept."""
 
@@ -129,8 +129,8 @@ class EmaSelectSettings(BaseModel):
         default=ResumeWeights.NON_EMA,
         title="Resume From",
         description="Which weights a resumed run starts from: NON_EMA goes on where training stood, EMA "
-        "goes on from the averaged weights, BEST from the set with the lower validation loss, POST_HOC "
-        "from an average of another length.",
+        "goes on from the averaged weights, BEST from the set with the lower validation loss (it needs "
+        "OneTrainer's validation), POST_HOC from an average of another length.",
     )
     resume_backup: str = Field(
         default="",

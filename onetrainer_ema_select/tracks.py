@@ -216,6 +216,7 @@ class WeightTracks:
         are kept aside on the CPU, in their own dtype.
         """
         self._settle()
+        _wait_for_transfers()
         for name, average in self._averages.items():
             if average is None or name in self._swapped or name in self._copied:
                 continue
@@ -232,6 +233,8 @@ class WeightTracks:
     @torch.no_grad()
     def show_live(self) -> None:
         """Put every live weight back into its parameter, bit for bit. Does nothing where it is there already."""
+        if self.showing_ema:
+            _wait_for_transfers()
         self._settle()
         for name in reversed(tuple(self._swapped)):
             self._swap(name, to_ema=False)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from onetrainer_ema_select.average_length import average_of, run_steps
 from onetrainer_ema_select.errors import EmaSelectError, ManifestError
@@ -62,6 +63,8 @@ class BackupView:
         half_life: What its average's half-life had come to, OneTrainer's warm-up and all; None where it holds none,
             where that cannot be told, and where it is endless.
         length_warnings: What is wrong with that length, a sentence each.
+        validation: Losses of both sets and which is better, by :meth:`ValidationRecord.as_json`; None where there was
+            no validation.
     """
 
     name: str
@@ -77,6 +80,7 @@ class BackupView:
     milestone: str = ""
     half_life: Length | None = None
     length_warnings: tuple[str, ...] = ()
+    validation: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -219,12 +223,14 @@ def view_backup(folder: Path, *, pinned: bool = False) -> BackupView:
     parked: tuple[str, ...] = ()
     milestone = ""
     record = None
+    validation = None
     try:
         if manifest := read_manifest(folder):
             sets = tuple(set_suffix(WeightSet(name)) for name in manifest.sets)
             leg = leg_text(manifest.leg)
             milestone = ", ".join(manifest.milestones)
             record = manifest.ema
+            validation = manifest.validation.as_json() if manifest.validation is not None else None
             parked = tuple(f"{record.name} (stopped at step {record.step})" for record in manifest.parked)
     except ManifestError as error:
         # OneTrainer can still resume from it, the plugin says this sentence and stops
@@ -245,6 +251,7 @@ def view_backup(folder: Path, *, pinned: bool = False) -> BackupView:
         milestone,
         half_life,
         warnings,
+        validation,
     )
 
 

@@ -122,8 +122,8 @@ def test_what_is_written_is_read_back(tmp_path):
     assert path == tmp_path / "new" / "ema_select" / "manifest.json"
     assert read_manifest(tmp_path / "new") == manifest
     # A key that came later has its default in files that are older.
-    expected = valid() | {"milestones": []}
-    expected["leg"] |= {"id": ""}
+    expected = valid() | {"milestones": [], "validation": None}
+    expected["leg"] |= {"id": "", "best": ""}
     later = ("age", "updated_at_step", "accumulation", "images_per_step", "steps_per_epoch")
     expected["ema"] |= {"half_life": "", **dict.fromkeys(later)}
     assert json.loads(path.read_text(encoding="utf-8")) == expected

@@ -99,9 +99,9 @@ WRONG: list[tuple[str, object, str]] = [
     ),
     (
         "resume_weights",
-        "BEST",
-        'ema_select.resume_weights: found "BEST", which is not in this version yet; allowed: NON_EMA, EMA; '
-        "type for example --config-value ema_select.resume_weights=NON_EMA",
+        "BESTT",
+        'ema_select.resume_weights: found "BESTT"; allowed: NON_EMA, EMA, BEST; '
+        "type for example --config-value ema_select.resume_weights=BEST",
     ),
     ("resume_backup", ["newest"], 'ema_select.resume_backup: found ["newest"]' + BACKUP_TAIL),
     (
@@ -275,19 +275,19 @@ WRONG: list[tuple[str, object, str]] = [
         "resume_weights",
         "POST_HOC",
         'ema_select.resume_weights: found "POST_HOC", which is not in this version yet; '
-        "allowed: NON_EMA, EMA; "
+        "allowed: NON_EMA, EMA, BEST; "
         "type for example --config-value ema_select.resume_weights=NON_EMA",
     ),
     (
         "resume_weights",
         "best",
-        'ema_select.resume_weights: found "best"; allowed: NON_EMA, EMA; '
-        "type for example --config-value ema_select.resume_weights=NON_EMA",
+        'ema_select.resume_weights: found "best"; allowed: NON_EMA, EMA, BEST; '
+        "type for example --config-value ema_select.resume_weights=BEST",
     ),
     (
         "resume_weights",
         "emma",
-        'ema_select.resume_weights: found "emma"; allowed: NON_EMA, EMA; '
+        'ema_select.resume_weights: found "emma"; allowed: NON_EMA, EMA, BEST; '
         "type for example --config-value ema_select.resume_weights=EMA",
     ),
     ("resume_backup", True, "ema_select.resume_backup: found true" + BACKUP_TAIL),
@@ -395,6 +395,7 @@ def test_what_the_host_writes_can_be_read_back() -> None:
         ("primary_set", "NON_EMA", WeightSet.NON_EMA),
         ("milestone_backups", "OFF", MilestoneBackups.OFF),
         ("resume_weights", "EMA", ResumeWeights.EMA),
+        ("resume_weights", "BEST", ResumeWeights.BEST),
         ("resume_optimizer", "RESET", ResumeOptimizer.RESET),
         ("resume_ema", "RESTART", ResumeEma.RESTART),
         ("ema_dtype", "PARAMETER", EmaDtype.PARAMETER),
@@ -418,7 +419,7 @@ def test_settings_cannot_be_changed_and_the_model_checks_too() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         setattr(settings, "enabled", True)  # noqa: B010 - type checkers refuse it too
     with pytest.raises(ValidationError, match="not in this version yet"):
-        EmaSelectSettings(resume_weights=ResumeWeights.BEST)
+        EmaSelectSettings(resume_weights=ResumeWeights.POST_HOC)
     with pytest.raises(ValidationError, match="extra"):
         EmaSelectSettings.model_validate({"colour": 1})
     with pytest.raises(ValidationError, match='"x" is not a milestone'):

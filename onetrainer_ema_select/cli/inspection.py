@@ -22,6 +22,7 @@ from onetrainer_ema_select.naming import set_suffix
 from onetrainer_ema_select.origin import PACKAGE
 from onetrainer_ema_select.recognise import is_backup, is_parked
 from onetrainer_ema_select.tensor_set import TensorSet
+from onetrainer_ema_select.validation import ValidationRecord
 from onetrainer_ema_select.workspace import leg_text, partner_of, save_metadata, size_of
 
 _OURS = f"{FOLDER}."
@@ -90,6 +91,7 @@ class Report:
         distance: How far the two sets, or the model and its partner, are apart.
         distance_problem: Why there is no distance, though there are two sets; else empty.
         partner: Of a saved model, the other set of the same moment.
+        validation: Of a backup, the losses of both sets at the last validation before it.
     """
 
     path: Path
@@ -104,6 +106,7 @@ class Report:
     distance: Measured | None = None
     distance_problem: str = ""
     partner: Path | None = None
+    validation: ValidationRecord | None = None
 
 
 def inspect_path(path: Path, *, onetrainer: Path | None) -> Report:
@@ -146,6 +149,7 @@ def _backup_report(backup: Backup) -> Report:
         between=("ema", "non-ema"),
         distance=distance,
         distance_problem=problem,
+        validation=backup.manifest.validation if backup.manifest is not None else None,
     )
 
 

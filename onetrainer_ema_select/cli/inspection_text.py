@@ -9,7 +9,8 @@ from typing import Any
 from onetrainer_ema_select.cli.common import size_text
 from onetrainer_ema_select.cli.distances import distance_json, distance_lines
 from onetrainer_ema_select.cli.inspection import EmaReport, Report, SetReport
-from onetrainer_ema_select.cli.table import number, wrapped
+from onetrainer_ema_select.cli.table import number, table, wrapped
+from onetrainer_ema_select.validation import ValidationRecord
 
 # A whole configuration is no line of a report.
 _LONGEST_VALUE = 200
@@ -32,6 +33,8 @@ def report_lines(report: Report, *, every: bool) -> list[str]:
         if report.ema.average is not None:
             for warning in report.ema.average.warnings(run_steps=report.ema.run_steps):
                 lines += wrapped(f"WARNING: {warning}")
+    if report.validation is not None:
+        lines += validation_lines(report.validation)
     if report.provenance:
         lines += ["", "Where it comes from"]
         lines += [line for key, value in report.provenance.items() for line in _field(key, value)]
@@ -62,6 +65,15 @@ def set_text(one: SetReport) -> str:
         f"{one.name or 'weights'}: {one.tensors:,} tensors, {one.elements:,} numbers, {dtypes or 'nothing'}, "
         f"{size_text(one.size_bytes)}; {health}"
     )
+
+
+def validation_lines(record: ValidationRecord) -> list[str]:
+    """Which set is better by validation loss, and the losses of each concept."""
+    rows = [(one.label, str(one.batches), number(one.ema), number(one.non_ema)) for one in record.concepts]
+    if len(rows) > 1:
+        rows.append(("all", str(record.batches), number(record.ema), number(record.non_ema)))
+    heads = ("validation loss", "batches", "ema", "non-ema")
+    return ["", *wrapped(record.text), *table(heads, rows, last="all" if len(rows) > 1 else "")]
 
 
 def share_text(part: int, whole: int) -> str:
@@ -132,6 +144,7 @@ def report_json(report: Report) -> dict[str, Any]:
             "half_life": half_life_json(ema),
             "precision": ema.precision,
         },
+        "validation": None if report.validation is None else report.validation.as_json(),
         "provenance": dict(report.provenance),
         "metadata": dict(report.metadata),
         "examples": list(report.examples),

@@ -151,6 +151,7 @@ def backup_rows(backups: Iterable[BackupView], verdicts: Mapping[Path, Verdict])
             notes += [f"problem: {backup.reason}"] if backup.reason else []
             notes.append(f"leg: {backup.leg}" if backup.leg else "made without the plugin")
             notes += [f"milestone: {backup.milestone}"] if backup.milestone else []
+            notes += [str(backup.validation["text"])] if backup.validation is not None else []
             notes += [f"EMA half-life: {backup.half_life.text}"] if backup.half_life is not None else []
             notes += [f"WARNING: {text}" for text in backup.length_warnings]
             notes += [f"parked: {name}" for name in backup.parked]

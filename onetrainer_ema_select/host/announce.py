@@ -17,6 +17,8 @@ def announce(session: Session) -> None:
     """Print the start sentences, and put the first one into the window's status line."""
     lines = [session.plan.sentence, *session.match_notes, start_sentence(session)]
     lines += [memory_sentence(session), disk_sentence(session)]
+    if session.judge is not None and session.judge.attached:
+        lines.append("OneTrainer's validation judges both sets: the EMA's loss is computed on the same batches.")
     if session.milestones.pending:
         owed = ", ".join(session.milestones.pending)
         lines.append(f"Owed from before the interruption, written with the next save: {owed}.")

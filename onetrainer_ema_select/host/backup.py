@@ -93,4 +93,5 @@ def backup_manifest(session: Session, model: Any, *, milestones: tuple[str, ...]
         parked=tuple(session.parked),
         pending_milestones=session.milestones.pending,
         milestones=milestones,
+        validation=session.judged,
     )

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from onetrainer_ema_select.resume import EmaSource
 from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet
 from onetrainer_ema_select.state_dict_view import Site
 from onetrainer_ema_select.workspace import is_pinned
+
+if TYPE_CHECKING:
+    from onetrainer_ema_select.host.judging import Judge
 
 # Seconds that nobody has to be told of.
 _SOON = 2.0
@@ -75,6 +78,8 @@ class Session:
         pinned: Milestones whose backup this run has written, or has tried to, or that leave none.
         last_backup: The newest backup that this run has written.
         lost_backup: The last due one with its reason, if it could not be written.
+        judge: Follows the validations; None on every process but the first.
+        judged: The losses of both sets at the last one of this leg.
     """
 
     def __init__(self, trainer: Any, settings: EmaSelectSettings, decision: Decision) -> None:
@@ -115,6 +120,9 @@ class Session:
         self.pinned: set[str] = set()
         self.last_backup: Path | None = None
         self.lost_backup = ""
+        self.judge: Judge | None = None
+        same_leg = manifest is not None and manifest.leg == self.plan.leg
+        self.judged = manifest.validation if manifest is not None and same_leg else None
 
     @functools.cached_property
     def ledger(self) -> Ledger:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from onetrainer_ema_select.validation import judge
+
 from ..backup_files import NAME, park, tensors, write_backup
 
 Command = Callable[..., "tuple[int, str, str]"]
@@ -20,6 +22,9 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
 # Whatever a file's header says.
 FREE = {"metadata"}
+
+JUDGED = judge(step=7, epoch=3, labels=["a", "b"], ema=[0.5, 0.25], non_ema=[0.75, 0.375])
+NOT_FINITE = judge(step=7, epoch=3, labels=["a"], ema=[float("nan")], non_ema=[float("inf")])
 
 
 def documented(verb: str, page: Path = DOCS / "json.md") -> dict[str, str]:
@@ -85,6 +90,7 @@ def workspace(tmp_path: Path) -> Path:
     raw = json.loads(manifest.read_text(encoding="utf-8"))
     raw["ema"] |= {"half_life": "1 steps", "age": 3.5, "images_per_step": 4, "steps_per_epoch": 2, "decay": 0.1}
     raw |= {"parked": [{"name": "x-ema", "step": 2}], "milestones": ["2 epochs"], "onetrainer_commit": "abc"}
+    raw["validation"] = json.loads(JUDGED.model_dump_json())
     manifest.write_text(json.dumps(raw), encoding="utf-8")
     write_backup(root / "ema_select" / "milestones" / "backup" / NAME, files)
     (root / "backup" / "stray").mkdir()
@@ -122,6 +128,10 @@ def test_list(command: Command, workspace: Path) -> None:
     for one in report["milestones"]:
         one |= {"step": None, "epoch": None} if one is report["milestones"][-1] else {}
     report["milestones"].append(report["backups"][-1])
+    [judged] = [one for one in report["backups"] if one["validation"] is not None]
+    assert judged["validation"] == JUDGED.as_json()
+    for one in ("backups", "milestones"):
+        report[one] += [judged, judged | {"validation": NOT_FINITE.as_json()}]
     check([report, nothing], expected)
 
 
@@ -141,6 +151,8 @@ def test_inspect(command: Command, workspace: Path) -> None:
     }
     for report in reports:
         report["distance"] = None if report["distance"] is None else {}
+    assert reports[0]["validation"] == JUDGED.as_json()
+    reports.append(reports[0] | {"validation": NOT_FINITE.as_json()})
     # a decay that is no number, in the header of a model
     header = {"ema_select.set": "EMA", "ema_select.decay": "x", "ema_select.update_step_interval": "2"}
     save_file({"a": torch.ones(1)}, workspace / "c.safetensors", metadata=header)

@@ -112,6 +112,7 @@ def test_json(command: Command, workspace: Path) -> None:
         "milestone": "",
         "half_life": None,
         "length_warnings": [],
+        "validation": None,
     }
     assert report["backups"][2]["parked"] == ["parked-ema (stopped at step 2)"]
     assert report["saves"][1]["partner"] == str(workspace / "save" / f"{SAVE}.safetensors")

@@ -233,7 +233,7 @@ class Story:
         """A config with mistakes: named, refused by the run, dropped by a button."""
         self.load(self.folder / "wrong.json", {
             "enabled": True, "milestone_keep": "many", "mileston": "x", "milestones": "10 eopchs",
-            "resume_weights": "BEST", "ema_half_life": "for ever",
+            "resume_weights": "BESTT", "ema_half_life": "for ever",
         })  # fmt: skip
         self.window.tab("backup")
         button = self.window.button("use what is shown")
