@@ -66,9 +66,10 @@ class StochasticRounding:
         for target, piece in zip(result.view(-1).split(_CHUNK), pieces, strict=True):
             exact = piece.to("cpu", torch.float32, copy=True)
             nearest = exact.to(dtype)
+            inexact = nearest.float() != exact
             stochastic_round_(target, exact, generator=generator)
-            # Where the format ends there is no upper neighbour, and NaN and Inf have none.
-            torch.where(target.isfinite(), target, nearest, out=target)
+            # What is a number of the format stays, however small. Where the format ends there is no upper neighbour.
+            torch.where(inexact & target.isfinite(), target, nearest, out=target)
         return result
 
     def _seed(self, name: str) -> int:
