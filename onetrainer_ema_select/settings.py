@@ -109,9 +109,9 @@ class EmaSelectSettings(BaseModel):
         default=SaveRounding.NEAREST,
         title="Rounding At 16 Bits",
         description="How weights of 32 bits come into saves of 16: NEAREST rounds each to the nearest number that "
-        "there is, which can lose most of what a slow EMA has moved; STOCHASTIC rounds up or down at random, so that "
-        "it is kept on average, with more noise on each weight. Saves of 32 bits need neither: set OneTrainer's "
-        "output data type to float32 where you can.",
+        "there is, which can lose what a slow EMA has moved; STOCHASTIC rounds up or down at random, so that it is "
+        "kept on average, with more noise on each weight. Saves of 32 bits need neither: set OneTrainer's output "
+        "data type to float32 where you can.",
     )
     milestones: str = Field(
         default="",

@@ -90,10 +90,14 @@ def rounding_sentence(session: Session) -> str:
         return ""
     names = " and ".join(sorted(str(one).removeprefix("torch.") for one in taken))
     if session.settings.save_rounding is SaveRounding.STOCHASTIC:
-        return f"Saves are rounded to {names} at random, right on average; output_dtype FLOAT_32 keeps the EMA in full."
+        return (
+            f"Saves are rounded to {names} at random, right on average with some noise; set output_dtype to FLOAT_32 "
+            "to keep the EMA in full."
+        )
     return (
-        f"Saves are rounded to {names}, which can lose most of what a slow EMA has moved (inspect says how much of a "
-        "backup's). To keep it, set output_dtype to FLOAT_32, or ema_select.save_rounding to STOCHASTIC."
+        f"Saves are rounded to {names}, which can lose much of what a slow EMA has moved (inspect says how much, of a "
+        "backup). Set output_dtype to FLOAT_32 to keep it in full, or ema_select.save_rounding to STOCHASTIC to keep "
+        "it on average, with some noise."
     )
 
 
