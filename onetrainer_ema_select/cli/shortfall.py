@@ -28,6 +28,9 @@ _DTYPES: Mapping[str, torch.dtype | None] = {
     "NONE": None,
 }
 
+# Below this share of the difference the nearest loses more than noise can.
+_MOST = 0.9
+
 
 @dataclass(frozen=True)
 class Rounded:
@@ -129,13 +132,19 @@ def rounding_lines(rounded: Rounded) -> list[str]:
         "differ become the same",
         f"stochastic{f', as {of_this}' if random else ''}: an error of {number(measured.noise)}; all of the difference "
         "is left on average",
-        "float32 (export --dtype FLOAT_32; output_dtype): none",
+        f"float32 (export --dtype FLOAT_32; output_dtype): none; where it has to be 16 bits, {_better(measured)}",
     ]
     lines = wrapped(f"What rounding the EMA to {rounded.dtype} takes, beside the distance between the two sets:")
     lines += [line for text in said for line in wrapped(text, indent="  ")]
     if rounded.source is not None:
         lines += wrapped(f"Measured in the backup of the same step: {rounded.source.name}", indent="  ")
     return lines
+
+
+def _better(measured: RoundingLoss) -> str:
+    if measured.left is not None and measured.left < _MOST:
+        return "stochastic (save_rounding; export --rounding) keeps what the nearest loses"
+    return "the nearest is closer here"
 
 
 def gap_lines(gap: ProductGap) -> list[str]:
