@@ -16,6 +16,7 @@ from onetrainer_ema_select.choices import (
     ResumeEma,
     ResumeOptimizer,
     ResumeWeights,
+    SaveRounding,
     SaveSets,
     WeightSet,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ResumeEma",
     "ResumeOptimizer",
     "ResumeWeights",
+    "SaveRounding",
     "SaveSets",
     "WeightSet",
     "allowed_values",
@@ -102,6 +104,14 @@ class EmaSelectSettings(BaseModel):
         description="The set that gets OneTrainer's own file name when both are written; the other one lies "
         "beside it with -non-ema or -ema in its name. Change it when other tools pick up OneTrainer's file "
         "name and should get the non-EMA weights.",
+    )
+    save_rounding: SaveRounding = Field(
+        default=SaveRounding.NEAREST,
+        title="Rounding At 16 Bits",
+        description="How weights of 32 bits come into saves of 16: NEAREST rounds each to the nearest number that "
+        "there is, which can lose what a slow EMA has moved; STOCHASTIC rounds up or down at random, so that it is "
+        "kept on average, with more noise on each weight. Saves of 32 bits need neither: set OneTrainer's output "
+        "data type to float32 where you can.",
     )
     milestones: str = Field(
         default="",

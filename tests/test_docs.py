@@ -48,6 +48,7 @@ METADATA = {
     "updates",
     "update_step_interval",
     "precision",
+    "rounding",
     "half_life",
     "accumulation",
     "images_per_step",

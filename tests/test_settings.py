@@ -18,6 +18,7 @@ from onetrainer_ema_select.settings import (
     ResumeEma,
     ResumeOptimizer,
     ResumeWeights,
+    SaveRounding,
     SaveSets,
     WeightSet,
     allowed_values,
@@ -29,6 +30,7 @@ DEFAULTS: dict[str, object] = {
     "enabled": False,
     "save_sets": "BOTH",
     "primary_set": "EMA",
+    "save_rounding": "NEAREST",
     "milestones": "",
     "milestone_backups": "NAMED",
     "milestone_keep": 0,
@@ -46,6 +48,7 @@ DEFAULTS: dict[str, object] = {
 CHOICES: dict[type[Choice], list[str]] = {
     WeightSet: ["EMA", "NON_EMA"],
     SaveSets: ["BOTH", "BOTH_AT_MILESTONES", "EMA", "NON_EMA"],
+    SaveRounding: ["NEAREST", "STOCHASTIC"],
     MilestoneBackups: ["NAMED", "ALL", "OFF"],
     ResumeWeights: ["NON_EMA", "EMA", "BEST", "POST_HOC"],
     ResumeOptimizer: ["KEEP", "RESET"],
@@ -89,6 +92,12 @@ WRONG: list[tuple[str, object, str]] = [
         "non-ema",
         'ema_select.primary_set: found "non-ema"; allowed: EMA, NON_EMA; '
         "type for example --config-value ema_select.primary_set=NON_EMA",
+    ),
+    (
+        "save_rounding",
+        "RANDOM",
+        'ema_select.save_rounding: found "RANDOM"; allowed: NEAREST, STOCHASTIC; '
+        "type for example --config-value ema_select.save_rounding=NEAREST",
     ),
     (
         "milestones",

@@ -52,6 +52,14 @@ def export(
             metavar="DTYPE", show_default="the run's", help="FLOAT_32, FLOAT_16, BFLOAT_16, or NONE: the weights' own."
         ),
     ] = "",
+    rounding: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            show_default="the run's",
+            help="At 16 bits: nearest, or stochastic, which keeps a slow EMA's movement on average.",
+        ),
+    ] = "",
     base_model: Annotated[
         str,
         typer.Option(
@@ -85,6 +93,7 @@ def export(
             sets=sets.value,
             format=format,
             dtype=dtype,
+            rounding=rounding,
             base_model=base_model,
             config=config,
             config_values=config_value or (),
@@ -139,7 +148,7 @@ def print_result(result: ExportResult, *, echo: Callable[[str], None] = typer.ec
     dtype = "the weights' own dtype" if result.dtype == "NONE" else result.dtype
     echo(
         f"{result.model_type} {result.training_method}, step {result.step}, epoch {result.epoch}: "
-        f"{result.format}, {dtype}, {result.how}."
+        f"{result.format}, {dtype}{', rounded at random' if result.rounding == 'STOCHASTIC' else ''}, {result.how}."
     )
     if result.base_model:
         echo(f"Base model: {result.base_model}")

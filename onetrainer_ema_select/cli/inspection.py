@@ -12,9 +12,11 @@ from onetrainer_ema_select.average_length import average_of, run_steps
 from onetrainer_ema_select.backups import Backup
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.cli.distances import UNNAMED, Measured, measure, open_named, progress
+from onetrainer_ema_select.cli.shortfall import Rounded, backup_rounding, lora_gap, model_rounding
 from onetrainer_ema_select.comparison import Count, count
 from onetrainer_ema_select.errors import EmaSelectError, NamesError
 from onetrainer_ema_select.length import Average
+from onetrainer_ema_select.lora_product import ProductGap
 from onetrainer_ema_select.manifest import FOLDER
 from onetrainer_ema_select.model_kinds import PARKED, Kind, backup_kind, kind_of
 from onetrainer_ema_select.models import open_model
@@ -92,6 +94,8 @@ class Report:
         distance_problem: Why there is no distance, though there are two sets; else empty.
         partner: Of a saved model, the other set of the same moment.
         validation: Of a backup, the losses of both sets at the last validation before it.
+        rounded: What rounding to 16 bits takes from its EMA, where that is so and can be told.
+        gap: What averaging the factors of a LoRA leaves out, of a backup of one.
     """
 
     path: Path
@@ -107,6 +111,8 @@ class Report:
     distance_problem: str = ""
     partner: Path | None = None
     validation: ValidationRecord | None = None
+    rounded: Rounded | None = None
+    gap: ProductGap | None = None
 
 
 def inspect_path(path: Path, *, onetrainer: Path | None) -> Report:
@@ -135,7 +141,9 @@ def _backup_report(backup: Backup) -> Report:
                     "None of its EMA's weights could be found among its model files with certainty, so its two sets "
                     f"cannot be compared here. Export both and compare the models: {PACKAGE} compare"
                 )
+    rounded, gap = None, None
     if distance is not None:
+        rounded, gap = backup_rounding(backup, distance.match.pairs), lora_gap(backup)
         counts = {WeightSet.EMA: distance.nan_inf[0], WeightSet.NON_EMA: distance.nan_inf[1]}
     return Report(
         path=backup.path,
@@ -150,6 +158,8 @@ def _backup_report(backup: Backup) -> Report:
         distance=distance,
         distance_problem=problem,
         validation=backup.manifest.validation if backup.manifest is not None else None,
+        rounded=rounded,
+        gap=gap,
     )
 
 
@@ -210,13 +220,14 @@ def _model_report(path: Path) -> Report:
     ema = None
     if ours.get("decay"):
         ema = _model_ema(ours)
-    told = ("run", "step", "epoch", "epoch_step", "leg", "milestone", "version")
+    told = ("run", "step", "epoch", "epoch_step", "leg", "milestone", "rounding", "version")
     provenance = {("plugin_version" if key == "version" else key): ours[key] for key in told if ours.get(key)}
+    held = _set_report(own, model.tensors, counted)
     return Report(
         path=path,
         kind=kind_of(path, model.tensors.names),
         size_bytes=size_of(path),
-        sets=(_set_report(own, model.tensors, counted),),
+        sets=(held,),
         ema=ema,
         provenance=provenance,
         metadata={key: text for key, text in model.metadata.items() if not key.startswith(_OURS)},
@@ -225,6 +236,7 @@ def _model_report(path: Path) -> Report:
         distance=distance,
         distance_problem=problem,
         partner=partner,
+        rounded=model_rounding(path, ours, held.dtypes),
     )
 
 

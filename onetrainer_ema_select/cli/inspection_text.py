@@ -9,6 +9,7 @@ from typing import Any
 from onetrainer_ema_select.cli.common import size_text
 from onetrainer_ema_select.cli.distances import distance_json, distance_lines
 from onetrainer_ema_select.cli.inspection import EmaReport, Report, SetReport
+from onetrainer_ema_select.cli.shortfall import gap_json, gap_lines, rounding_json, rounding_lines
 from onetrainer_ema_select.cli.table import number, table, wrapped
 from onetrainer_ema_select.validation import ValidationRecord
 
@@ -51,6 +52,8 @@ def report_lines(report: Report, *, every: bool) -> list[str]:
         lines += distance_lines(report.distance, every=every, heads=heads)
     elif report.distance_problem:
         lines += ["", *wrapped(report.distance_problem, keep=[report.path, report.partner])]
+    lines += _paragraph([] if report.rounded is None else rounding_lines(report.rounded))
+    lines += _paragraph([] if report.gap is None else gap_lines(report.gap))
     return lines
 
 
@@ -151,7 +154,13 @@ def report_json(report: Report) -> dict[str, Any]:
         "partner": None if report.partner is None else report.partner.absolute(),
         "distance": None if report.distance is None else distance_json(report.distance),
         "distance_problem": report.distance_problem,
+        "rounding": rounding_json(report.rounded),
+        "lora_gap": gap_json(report.gap),
     }
+
+
+def _paragraph(lines: list[str]) -> list[str]:
+    return ["", *lines] if lines else []
 
 
 def _field(key: str, value: str) -> list[str]:

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from onetrainer_ema_select.host.length import start_sentence
 from onetrainer_ema_select.host.session import Session
+from onetrainer_ema_select.rounding import rounds
 from onetrainer_ema_select.schedule import parse_milestones
-from onetrainer_ema_select.settings import EmaDtype, SaveSets, WeightSet
+from onetrainer_ema_select.settings import EmaDtype, SaveRounding, SaveSets, WeightSet
 
 _GB = 1e9
 
@@ -16,7 +17,7 @@ _GB = 1e9
 def announce(session: Session) -> None:
     """Print the start sentences, and put the first one into the window's status line."""
     lines = [session.plan.sentence, *session.match_notes, start_sentence(session)]
-    lines += [memory_sentence(session), disk_sentence(session)]
+    lines += [memory_sentence(session), disk_sentence(session), rounding_sentence(session)]
     if session.judge is not None and session.judge.attached:
         lines.append("OneTrainer's validation judges both sets: the EMA's loss is computed on the same batches.")
     if session.milestones.pending:
@@ -74,6 +75,32 @@ def disk_sentence(session: Session) -> str:
         case _:
             text = f"Every save writes the {_label(WeightSet[str(sets)])} set alone, at least {gigabytes(size)}"
     return f"{text}. {milestones}"
+
+
+def rounding_sentence(session: Session) -> str:
+    """What saves of 16 bits take from an average of 32, and the ways out; empty where they take nothing."""
+    dtype: torch.dtype | None = session.config.output_dtype.torch_dtype()
+    written = {*session.sets_written(milestone=False), *session.sets_written(milestone=True)}
+    if session.ema is None or WeightSet.EMA not in written:
+        return ""
+    taken = set()
+    for name, parameter in zip(session.names, session.model.parameters.parameters(), strict=True):
+        average = session.average(name)
+        if average is not None and average.element_size() == 4 and rounds(dtype, parameter.dtype):
+            taken.add(dtype or parameter.dtype)
+    if not taken:
+        return ""
+    names = " and ".join(sorted(str(one).removeprefix("torch.") for one in taken))
+    if session.settings.save_rounding is SaveRounding.STOCHASTIC:
+        return (
+            f"Saves are rounded to {names} at random, right on average with some noise; set output_dtype to FLOAT_32 "
+            "to keep the EMA in full."
+        )
+    return (
+        f"Saves are rounded to {names}, which can lose much of what a slow EMA has moved (inspect says how much, of a "
+        "backup). Set output_dtype to FLOAT_32 to keep it in full, or ema_select.save_rounding to STOCHASTIC to keep "
+        "it on average, with some noise."
+    )
 
 
 def milestone_sentence(session: Session) -> str:

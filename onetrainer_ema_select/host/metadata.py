@@ -16,6 +16,9 @@ from onetrainer_ema_select.manifest import EmaRecord
 
 FOLDER_FILE = "ema_select.json"
 
+STOCHASTIC_MARK = {"ema_select.rounding": "STOCHASTIC"}
+"""What is said of a file of 16 bits that was rounded at random; of others nothing is."""
+
 
 class Marked:
     """While entered, the headers that OneTrainer writes carry the marks and a title of their own.

@@ -18,13 +18,21 @@ from onetrainer_ema_select.host.backup import write_backup
 from onetrainer_ema_select.host.equal_parts import correct_parts
 from onetrainer_ema_select.host.ledger import SaveRecord
 from onetrainer_ema_select.host.length import ema_record
-from onetrainer_ema_select.host.metadata import Marked, average_marks, mark_files, moment_marks, title_of
+from onetrainer_ema_select.host.metadata import (
+    STOCHASTIC_MARK,
+    Marked,
+    average_marks,
+    mark_files,
+    moment_marks,
+    title_of,
+)
 from onetrainer_ema_select.host.pinned import pin
 from onetrainer_ema_select.host.processes import raise_together
 from onetrainer_ema_select.host.request import SaveRequest
 from onetrainer_ema_select.host.session import Session, session_of
 from onetrainer_ema_select.naming import paired_name, set_suffix, shortened
-from onetrainer_ema_select.settings import WeightSet
+from onetrainer_ema_select.rounding import StochasticRounding, rounds
+from onetrainer_ema_select.settings import SaveRounding, WeightSet
 from onetrainer_ema_select.state_dict_view import StateDictView
 from onetrainer_ema_select.workspace import OUTPUT_FOLDER, SAVE_FOLDER
 
@@ -246,8 +254,10 @@ class SetWriter:
                 marked = Marked(self._request.model, marks, title=title, equal=equal)
                 session.undo.append(marked)
                 stack.enter_context(marked)
-                if weight_set is WeightSet.EMA:
-                    view = StateDictView(session.sites, session.average, dtype=self._request.dtype)
+                rounding = self._rounding
+                if weight_set is WeightSet.EMA or rounding is not None:
+                    value_of = session.average if weight_set is WeightSet.EMA else self._live().get
+                    view = StateDictView(session.sites, value_of, dtype=self._request.dtype, rounding=rounding)
                     session.undo.append(view)
                     stack.enter_context(view)
                 self._request.write(stack.enter_context(staging.writing()))
@@ -328,7 +338,21 @@ class SetWriter:
         if weight_set is WeightSet.EMA:
             record = ema_record(session, file="", step=self._progress.global_step)
             marks |= average_marks(record) if record is not None else {}
-        return marks
+        return marks | (STOCHASTIC_MARK if self._rounding is not None else {})
+
+    @property
+    def _rounding(self) -> StochasticRounding | None:
+        """What rounds in the place of OneTrainer's saver; None where that is to round, or nothing is rounded."""
+        session, dtype = self._session, self._request.dtype
+        if session.settings.save_rounding is SaveRounding.NEAREST:
+            return None
+        if not any(rounds(dtype, parameter.dtype) for parameter in self._live().values()):
+            return None
+        return StochasticRounding(session.run, self._progress.global_step)
+
+    def _live(self) -> dict[str, torch.Tensor]:
+        """The live weights by stable name, the very tensors."""
+        return dict(zip(self._session.names, self._request.model.parameters.parameters(), strict=True))
 
     def _in_training_destination(self) -> Path:
         """Where OneTrainer would have put this save during training."""

@@ -135,6 +135,25 @@ def test_list(command: Command, workspace: Path) -> None:
     check([report, nothing], expected)
 
 
+def of_16_bits(folder: Path) -> list[Path]:
+    """Backups in 16 bits whose sets differ and do not, a model of the first, and adapters of two kinds."""
+    live, config = torch.ones(3, dtype=torch.bfloat16), {"output_dtype": "NONE"}
+    paths = []
+    for number, average in enumerate((torch.full((3,), 1.001), torch.ones(3))):
+        backup = folder / str(number) / "backup" / NAME
+        paths.append(write_backup(backup, {UNET: {"a": live}}, averages=[average], names=["unet.a"], config=config))
+    marks = {"set": "EMA", "run": "a-run", "step": "8", "rounding": "STOCHASTIC"}
+    save_file({"a": live}, folder / "0" / "x.safetensors", metadata={f"ema_select.{key}": marks[key] for key in marks})
+    paths.append(folder / "0" / "x.safetensors")
+    for names in (("lora_down.weight", "lora_up.weight"), ("hada_w1_a", "hada_w1_b")):
+        lora = {f"unet.x.{name}": tensor for name, tensor in zip(names, tensors((2, 2), (2, 2)), strict=True)}
+        called = [f"unet_lora.x.{name}" for name in names]
+        average = tensors((2, 2), (2, 2), seed=1)
+        backup = folder / names[0] / NAME
+        paths.append(write_backup(backup, {"lora/lora.safetensors": lora}, averages=average, names=called))
+    return paths
+
+
 def test_inspect(command: Command, workspace: Path) -> None:
     backup = workspace / "backup" / NAME
     paths = [
@@ -160,6 +179,8 @@ def test_inspect(command: Command, workspace: Path) -> None:
     header["ema_select.decay"] = "0.9"
     save_file({"a": torch.ones(1)}, workspace / "d.safetensors", metadata=header)
     reports.append(json.loads(command("inspect", workspace / "d.safetensors", "--json")[1]))
+    for path in of_16_bits(workspace / "16"):
+        reports.append({**json.loads(command("inspect", path, "--json")[1]), "distance": None})
     check(reports, documented("inspect"))
 
 

@@ -34,6 +34,7 @@ def export(
     sets: Which = WeightSet.EMA,
     format: str = "",  # noqa: A002 - as the option of the command line
     dtype: str = "",
+    rounding: str = "",
     base_model: str = "",
     config: str | os.PathLike[str] | None = None,
     config_values: Sequence[str] = (),
@@ -55,6 +56,7 @@ def export(
         sets: ``ema``, ``non-ema`` or ``both``.
         format: One of OneTrainer's output formats, such as ``DIFFUSERS``; empty for the run's.
         dtype: ``FLOAT_32``, ``FLOAT_16``, ``BFLOAT_16``, or ``NONE`` for the weights' own; empty for the run's.
+        rounding: At 16 bits, ``nearest`` or ``stochastic``; empty for the run's ``save_rounding``.
         base_model: Where a LoRA's or an embedding's base model is now, a path or a name on Hugging Face.
         config: The run's config file, where the backup has lost its own.
         config_values: More of the config as ``KEY=VALUE``, for instance ``decoder.model_name=/models/decoder``.
@@ -83,6 +85,7 @@ def export(
         output=Path(output).expanduser().absolute(),
         format=format,
         dtype=dtype,
+        rounding=rounding,
         base_model=_absolute(base_model),
         config_values=tuple(config_values),
         overwrite=overwrite,

@@ -31,6 +31,7 @@ class ExportOrder(_Message):
         output: Where to.
         format: As OneTrainer spells it; empty for the run's.
         dtype: As OneTrainer spells it; empty for the run's.
+        rounding: ``nearest`` or ``stochastic``; empty for the run's.
         base_model: In the place of the config's ``base_model_name``; empty for that one.
         config_values: More of the config as ``KEY=VALUE``, as OneTrainer's own option takes it.
         overwrite: Whether what is there already may be replaced.
@@ -44,6 +45,7 @@ class ExportOrder(_Message):
     output: Path = Path()
     format: str = ""
     dtype: str = ""
+    rounding: str = ""
     base_model: str = ""
     config_values: tuple[str, ...] = ()
     overwrite: bool = False
@@ -84,6 +86,7 @@ class ExportResult(_Message):
         training_method: The same.
         format: The format written.
         dtype: The dtype written; ``NONE`` for the weights' own.
+        rounding: ``STOCHASTIC`` where weights are rounded to 16 bits at random; else ``NEAREST``.
         sets: The written sets.
         base_model: The base model that was loaded, or had its structure read; empty where none was needed.
         how: In words, how the weights come out of the backup.
@@ -99,6 +102,7 @@ class ExportResult(_Message):
     training_method: str
     format: str
     dtype: str
+    rounding: str = "NEAREST"
     sets: tuple[ExportedSet, ...]
     base_model: str = ""
     how: str = ""

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from modules.util import create
 
 from onetrainer_ema_select.backups import Backup
-from onetrainer_ema_select.choices import WeightSet
+from onetrainer_ema_select.choices import SaveRounding, WeightSet
 from onetrainer_ema_select.errors import EmaSelectError, ExportError
 from onetrainer_ema_select.host.export.configuration import (
     RunConfig,
@@ -33,7 +34,7 @@ from onetrainer_ema_select.host.export.outputs import (
     output_paths,
 )
 from onetrainer_ema_select.host.export.readback import ReadBack
-from onetrainer_ema_select.host.export.selection import chosen_sets
+from onetrainer_ema_select.host.export.selection import chosen_rounding, chosen_sets
 from onetrainer_ema_select.host.export.sources import (
     AdapterSource,
     Source,
@@ -42,9 +43,17 @@ from onetrainer_ema_select.host.export.sources import (
     open_model,
     trained_names,
 )
-from onetrainer_ema_select.host.metadata import Marked, average_marks, mark_files, moment_marks, title_of
+from onetrainer_ema_select.host.metadata import (
+    STOCHASTIC_MARK,
+    Marked,
+    average_marks,
+    mark_files,
+    moment_marks,
+    title_of,
+)
 from onetrainer_ema_select.host.seams import EXPORT_SEAMS, check_live, mismatches
 from onetrainer_ema_select.resume import some
+from onetrainer_ema_select.rounding import StochasticRounding, rounds
 from onetrainer_ema_select.store import Staging, clear_old_leftovers
 from onetrainer_ema_select.workspace import size_of
 
@@ -128,6 +137,7 @@ class Exporter:
         self._sets = chosen_sets(opened, order.sets)
         self._format = choose_format(config, order.format)
         self._dtype = choose_dtype(config, order.dtype)
+        self._rounding = chosen_rounding(opened, order.rounding)
         ending = str(self._format.file_extension())
         self._paths = output_paths(order.output, sets=self._sets, backup=order.backup, ending=ending)
         # In spite of its name, and only of this type of model.
@@ -143,6 +153,8 @@ class Exporter:
         self._free = check_space(self._paths, each=self._each)
         #: What OneTrainer's saver raised last.
         self._refused: Exception | None = None
+        #: Whether weights were rounded at random.
+        self._rounded = False
         self._adapter = is_adapter(config, opened, self._sets)
         if not self._adapter and (problem := base_model_problem(config)):
             raise ExportError(problem)
@@ -259,10 +271,14 @@ class Exporter:
         dtype = self._dtype.torch_dtype()
         self._readback.files.clear()
         saver = create.create_model_saver(self._config.original.model_type, self._config.original.training_method)
+        rounding = self._rounding_of(source, dtype)
         marks = self._marks(weight_set, model.train_progress)
+        if rounding is not None:
+            marks |= STOCHASTIC_MARK
+            self._rounded = True
         with (
             Marked(model, marks, title=title_of(path, str(weight_set), model.train_progress)),
-            source.showing(weight_set, dtype),
+            source.showing(weight_set, dtype, rounding=rounding),
             self._watched(staging, f"writing {path.name}"),
             staging.writing() as place,
         ):
@@ -320,6 +336,13 @@ class Exporter:
             marks |= average_marks(manifest.ema)
         return marks
 
+    def _rounding_of(self, source: Source, dtype: torch.dtype | None) -> StochasticRounding | None:
+        """What rounds in the saver's place, as in a save of this step; None where nothing is rounded at random."""
+        if self._rounding is SaveRounding.NEAREST or not any(rounds(dtype, own) for own in source.dtypes):
+            return None
+        manifest = self._opened.manifest
+        return StochasticRounding("" if manifest is None else manifest.run, self._opened.step)
+
     def _report(self, sets: tuple[ExportedSet, ...], *, how: str, notes: tuple[str, ...]) -> None:
         original = self._config.original
         self._emit(
@@ -333,6 +356,7 @@ class Exporter:
                     training_method=str(original.training_method),
                     format=str(self._format),
                     dtype=str(self._dtype),
+                    rounding=str(SaveRounding.STOCHASTIC if self._rounded else SaveRounding.NEAREST),
                     sets=sets,
                     base_model=""
                     if self._adapter or self._config.is_fine_tune

@@ -66,6 +66,23 @@ def every_format(trainer: Any) -> Iterator[None]:
 
 
 @contextmanager
+def saved_twice(trainer: Any) -> Iterator[None]:
+    """After the training: the run's format in bf16 through the plugin, twice, and in float32 by OneTrainer alone."""
+    train = trainer.train
+
+    def train_and_save() -> None:
+        train()
+        to_temporary_device(trainer)
+        place, model_format = Path(trainer.config.workspace_dir) / "formats", trainer.config.output_model_format
+        for folder in ("first", "second"):
+            write_plugin(trainer, place / folder, model_format, torch.bfloat16)
+        write_reference(trainer, place / "exact", model_format, torch.float32)
+
+    trainer.train = train_and_save
+    yield
+
+
+@contextmanager
 def initial_weights(trainer: Any) -> Iterator[None]:
     """Write the weights as they are before the first step."""
     train = trainer.train
