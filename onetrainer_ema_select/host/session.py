@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from onetrainer_ema_select.resume import EmaSource
 from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet
 from onetrainer_ema_select.state_dict_view import Site
 from onetrainer_ema_select.workspace import is_pinned
+
+if TYPE_CHECKING:  # it imports this module
+    from onetrainer_ema_select.host.drift import DriftWatch
 
 # Seconds that nobody has to be told of.
 _SOON = 2.0
@@ -62,6 +65,7 @@ class Session:
         names: Stable names of the trained weights in OneTrainer's order; empty before the setup.
         sites: Where savers find them.
         ema: The average, None where EMA is off and on every process but the first.
+        drift: Looks at how far the sets are apart, None without an average.
         parked_ema: Of the average that was taken up again after it was set aside.
         length_said: Whether the average's length was said, an epoch's length being known.
         training: Whether OneTrainer has come as far as to train.
@@ -98,6 +102,7 @@ class Session:
         self.sites: tuple[Site, ...] = ()
         self.model: Any = None
         self.ema: HostEma | None = None
+        self.drift: DriftWatch | None = None
         self.undo: list[Restorable] = []
         self.publisher = Publisher()
         self.space = SpaceWatch(self)

@@ -18,9 +18,33 @@ from modules.util.time_util import get_string_timestamp
 from tqdm import tqdm
 
 
+class SummaryWriter:
+    """What is written into TensorBoard, a line each; the real one is of a package that need not be there."""
+
+    def __init__(self, log_dir):
+        self.path = Path(log_dir, "scalars.jsonl")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add_scalar(self, tag, scalar_value, global_step=None):
+        self.__add({"tag": tag, "value": float(scalar_value), "step": global_step})
+
+    def add_text(self, tag, text_string, global_step=None):
+        self.__add({"tag": tag, "text": text_string, "step": global_step})
+
+    def close(self):
+        pass
+
+    def __add(self, entry):
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
 class GenericTrainer(BaseTrainer):
     def __init__(self, config, callbacks, commands):
         super().__init__(config, callbacks, commands)
+        if multi.is_master():
+            name = f"{config.save_filename_prefix}{get_string_timestamp()}"
+            self.tensorboard = SummaryWriter(Path(config.workspace_dir, "tensorboard", name))
         self.model = None
         self.one_step_trained = False
 
@@ -142,6 +166,8 @@ class GenericTrainer(BaseTrainer):
                 )
         if self.model is not None:
             self.model.evict()
+        if multi.is_master():
+            self.tensorboard.close()
 
     def __optimizer_step(self, progress):
         multi.reduce_grads_mean(self.parameters)
@@ -151,7 +177,10 @@ class GenericTrainer(BaseTrainer):
         self.model.optimizer.zero_grad(set_to_none=True)
         self.model_setup.after_optimizer_step(self.model, self.config, progress)
         if self.model.ema:
-            self.model.ema.step(self.parameters, progress.global_step // self.config.gradient_accumulation_steps)
+            update_step = progress.global_step // self.config.gradient_accumulation_steps
+            decay = self.model.ema.get_current_decay(update_step)
+            self.tensorboard.add_scalar("ema_decay", decay, progress.global_step)
+            self.model.ema.step(self.parameters, update_step)
         self.one_step_trained = True
 
     def __look_what_is_due(self, progress):
