@@ -54,6 +54,7 @@ class EmaRecord(_Record):
         accumulation: Batches of an optimizer step.
         images_per_step: Images of a batch on every GPU.
         steps_per_epoch: Batches of an epoch.
+        start_share: Share of what the average began with, over all legs that continued it.
     """
 
     file: str
@@ -68,6 +69,7 @@ class EmaRecord(_Record):
     accumulation: Annotated[int, Field(ge=1, le=2**53)] | None = None
     images_per_step: Annotated[int, Field(ge=1, le=2**53)] | None = None
     steps_per_epoch: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    start_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
 
     @field_validator("file")
     @classmethod

@@ -66,6 +66,8 @@ def create_saver(original: Callable[..., Any], trainer: Any, *args: Any, **kwarg
     ) -> None:
         session.settle()
         session.publisher.collect(wait=True)
+        if session.drift is not None:
+            session.drift.before_save()
         destination = Path(output_model_destination)
         request = SaveRequest(original_save, model, model_type, output_model_format, dtype, more, more_named)
         if str(output_model_format) == "INTERNAL":

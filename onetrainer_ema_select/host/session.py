@@ -30,7 +30,8 @@ from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet
 from onetrainer_ema_select.state_dict_view import Site
 from onetrainer_ema_select.workspace import is_pinned
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they import this module
+    from onetrainer_ema_select.host.drift import DriftWatch
     from onetrainer_ema_select.host.judging import Judge
 
 # Seconds that nobody has to be told of.
@@ -65,6 +66,7 @@ class Session:
         names: Stable names of the trained weights in OneTrainer's order; empty before the setup.
         sites: Where savers find them.
         ema: The average, None where EMA is off and on every process but the first.
+        drift: Looks at how far the sets are apart, None without an average.
         parked_ema: Of the average that was taken up again after it was set aside.
         length_said: Whether the average's length was said, an epoch's length being known.
         training: Whether OneTrainer has come as far as to train.
@@ -103,6 +105,7 @@ class Session:
         self.sites: tuple[Site, ...] = ()
         self.model: Any = None
         self.ema: HostEma | None = None
+        self.drift: DriftWatch | None = None
         self.undo: list[Restorable] = []
         self.publisher = Publisher()
         self.space = SpaceWatch(self)

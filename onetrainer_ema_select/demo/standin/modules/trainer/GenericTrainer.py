@@ -157,7 +157,10 @@ class GenericTrainer(BaseTrainer):
         self.model.optimizer.zero_grad(set_to_none=True)
         self.model_setup.after_optimizer_step(self.model, self.config, progress)
         if self.model.ema:
-            self.model.ema.step(self.parameters, progress.global_step // self.config.gradient_accumulation_steps)
+            update_step = progress.global_step // self.config.gradient_accumulation_steps
+            decay = self.model.ema.get_current_decay(update_step)
+            self.tensorboard.add_scalar("ema_decay", decay, progress.global_step)
+            self.model.ema.step(self.parameters, update_step)
         self.one_step_trained = True
 
     def __look_what_is_due(self, progress):
