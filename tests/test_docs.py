@@ -163,6 +163,7 @@ SCENARIOS = (
     "python.md",
     "resume.md",
     "remove.md",
+    "best.md",
 )
 BACKUP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-backup-\d+-\d+-\d+)")
 
