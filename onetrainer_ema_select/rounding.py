@@ -18,14 +18,16 @@ SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _CHUNK = 1 << 20
 
 
-def rounds(dtype: torch.dtype | None, own: torch.dtype) -> bool:
-    """Whether a file takes bits from a weight.
+def rounds(dtype: torch.dtype | None, *, own: torch.dtype, held: torch.dtype) -> bool:
+    """Whether a file of 16 bits takes some from a weight.
 
     Args:
         dtype: That the file was asked for in; None for the weights' own.
         own: The model's own dtype of the weight.
+        held: What the set holds the weight in.
     """
-    return (dtype or own) in SIXTEEN_BITS
+    target = dtype or own
+    return target in SIXTEEN_BITS and held != target
 
 
 @dataclass(frozen=True)

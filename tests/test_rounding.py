@@ -115,7 +115,11 @@ def test_the_expected_square_is_that_of_the_two_neighbours(dtype: torch.dtype) -
 
 
 def test_which_files_take_bits() -> None:
-    assert rounds(torch.bfloat16, torch.float32)
-    assert rounds(None, torch.float16)
-    assert not rounds(torch.float32, torch.bfloat16)
-    assert not rounds(None, torch.float32)
+    half, full = torch.bfloat16, torch.float32
+    assert rounds(half, own=full, held=full)
+    assert rounds(None, own=half, held=full)
+    assert rounds(torch.float16, own=half, held=half)
+    assert not rounds(full, own=half, held=full)
+    assert not rounds(None, own=full, held=full)
+    assert not rounds(None, own=half, held=half)
+    assert not rounds(half, own=full, held=half)
