@@ -18,14 +18,16 @@ SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 _CHUNK = 1 << 20
 
 
-def rounds(dtype: torch.dtype | None, own: torch.dtype) -> bool:
-    """Whether a file takes bits from a weight.
+def rounds(dtype: torch.dtype | None, *, own: torch.dtype, held: torch.dtype) -> bool:
+    """Whether a file of 16 bits takes some from a weight.
 
     Args:
         dtype: That the file was asked for in; None for the weights' own.
         own: The model's own dtype of the weight.
+        held: What the set holds the weight in.
     """
-    return (dtype or own) in SIXTEEN_BITS
+    target = dtype or own
+    return target in SIXTEEN_BITS and held != target
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,39 @@ class StochasticRounding:
         result = torch.empty(value.shape, dtype=dtype)
         pieces = value.reshape(-1).split(_CHUNK)
         for target, piece in zip(result.view(-1).split(_CHUNK), pieces, strict=True):
-            exact = piece.to("cpu", torch.float32, copy=True)
-            nearest = exact.to(dtype)
-            inexact = nearest.float() != exact
-            stochastic_round_(target, exact, generator=generator)
-            # What is a number of the format stays, however small. Where the format ends there is no upper neighbour.
-            torch.where(inexact & target.isfinite(), target, nearest, out=target)
+            exact = piece.to("cpu", torch.float32)
+            if dtype == torch.bfloat16:
+                target.copy_(_random_bfloat16(exact, generator=generator))
+            else:
+                stochastic_round_(target, exact.clone(), generator=generator)
+                nearest = exact.to(dtype)
+                torch.where(nearest.float() == exact, nearest, target, out=target)  # minus zero stays that
+            # Where the format ends there is no upper neighbour.
+            if not bool(target.isfinite().all()) or not bool(exact.isfinite().all()):
+                torch.where(exact.isfinite() & target.isfinite(), target, exact.to(dtype), out=target)
         return result
 
     def _seed(self, name: str) -> int:
         digest = hashlib.sha256(f"{self.run}\0{self.step}\0{name}".encode()).digest()
         return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _random_bfloat16(exact: Tensor, *, generator: torch.Generator) -> Tensor:
+    """The same as :func:`averaging.stochastic_round_` into bfloat16, in a quarter of the time.
+
+    A bfloat16 number is the upper half of a float32 one. Adding 16 random bits to the lower half carries into the
+    upper one with a probability of the lower half over 2**16, which is the share of the way to the next number.
+
+    Args:
+        exact: float32, contiguous, of one dimension; only read. What comes of NaN and of what is too large is no number
+            to rely on.
+        generator: Of the CPU.
+    """
+    count = exact.numel()
+    # Four weights' bits in one draw.
+    drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    noise = drawn.view(torch.int16)[:count].to(torch.int32).bitwise_and_(0xFFFF)
+    return noise.add_(exact.view(torch.int32)).bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)
 
 
 def stochastic_variance(value: Tensor, dtype: torch.dtype) -> Tensor:

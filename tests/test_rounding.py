@@ -61,6 +61,11 @@ def test_what_the_format_has_no_room_for_is_as_rounded_to_the_nearest() -> None:
     rounded = RULE("a", values, torch.float16)
     assert torch.equal(rounded[[0, 1, 2, 4]], values.half()[[0, 1, 2, 4]])
     assert bool(rounded[3].isnan())
+    odd = torch.tensor([-1, 2**31 - 1, -(2**23) + 1, 0x7F7FFFFF], dtype=torch.int32).view(torch.float32)  # NaN, largest
+    for step in range(50):
+        rounded = StochasticRounding("a-run", step)("a", odd, torch.bfloat16)
+        assert bool(rounded[:3].isnan().all())
+        assert float(rounded[3]) in (math.inf, float(torch.finfo(torch.bfloat16).max))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -115,7 +120,11 @@ def test_the_expected_square_is_that_of_the_two_neighbours(dtype: torch.dtype) -
 
 
 def test_which_files_take_bits() -> None:
-    assert rounds(torch.bfloat16, torch.float32)
-    assert rounds(None, torch.float16)
-    assert not rounds(torch.float32, torch.bfloat16)
-    assert not rounds(None, torch.float32)
+    half, full = torch.bfloat16, torch.float32
+    assert rounds(half, own=full, held=full)
+    assert rounds(None, own=half, held=full)
+    assert rounds(torch.float16, own=half, held=half)
+    assert not rounds(full, own=half, held=full)
+    assert not rounds(None, own=full, held=full)
+    assert not rounds(None, own=half, held=half)
+    assert not rounds(half, own=full, held=half)

@@ -86,7 +86,7 @@ def rounding_sentence(session: Session) -> str:
     taken = set()
     for name, parameter in zip(session.names, session.model.parameters.parameters(), strict=True):
         average = session.average(name)
-        if average is not None and average.element_size() == 4 and rounds(dtype, parameter.dtype):
+        if average is not None and rounds(dtype, own=parameter.dtype, held=average.dtype):
             taken.add(dtype or parameter.dtype)
     if not taken:
         return ""

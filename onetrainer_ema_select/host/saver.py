@@ -256,9 +256,9 @@ class SetWriter:
                 marked = Marked(self._request.model, marks, title=title, equal=equal)
                 session.undo.append(marked)
                 stack.enter_context(marked)
-                rounding = self._rounding
+                rounding = self._rounding(weight_set)
                 if weight_set is WeightSet.EMA or rounding is not None:
-                    value_of = session.average if weight_set is WeightSet.EMA else self._live().get
+                    value_of = self._values(weight_set)
                     view = StateDictView(session.sites, value_of, dtype=self._request.dtype, rounding=rounding)
                     session.undo.append(view)
                     stack.enter_context(view)
@@ -340,17 +340,23 @@ class SetWriter:
         if weight_set is WeightSet.EMA:
             record = ema_record(session, file="", step=self._progress.global_step)
             marks |= average_marks(record) if record is not None else {}
-        return marks | (STOCHASTIC_MARK if self._rounding is not None else {})
+        return marks | (STOCHASTIC_MARK if self._rounding(weight_set) is not None else {})
 
-    @property
-    def _rounding(self) -> StochasticRounding | None:
+    def _rounding(self, weight_set: WeightSet) -> StochasticRounding | None:
         """What rounds in the place of OneTrainer's saver; None where that is to round, or nothing is rounded."""
         session, dtype = self._session, self._request.dtype
         if session.settings.save_rounding is SaveRounding.NEAREST:
             return None
-        if not any(rounds(dtype, parameter.dtype) for parameter in self._live().values()):
-            return None
-        return StochasticRounding(session.run, self._progress.global_step)
+        value_of = self._values(weight_set)
+        for name, parameter in self._live().items():
+            value = value_of(name)
+            if value is not None and rounds(dtype, own=parameter.dtype, held=value.dtype):
+                return StochasticRounding(session.run, self._progress.global_step)
+        return None
+
+    def _values(self, weight_set: WeightSet) -> Callable[[str], torch.Tensor | None]:
+        """What a set has for a stable name."""
+        return self._session.average if weight_set is WeightSet.EMA else self._live().get
 
     def _live(self) -> dict[str, torch.Tensor]:
         """The live weights by stable name, the very tensors."""

@@ -179,8 +179,9 @@ def test_inspect(command: Command, workspace: Path) -> None:
     header["ema_select.decay"] = "0.9"
     save_file({"a": torch.ones(1)}, workspace / "d.safetensors", metadata=header)
     reports.append(json.loads(command("inspect", workspace / "d.safetensors", "--json")[1]))
-    for path in of_16_bits(workspace / "16"):
-        reports.append({**json.loads(command("inspect", path, "--json")[1]), "distance": None})
+    reports += [
+        {**json.loads(command("inspect", path, "--json")[1]), "distance": None} for path in of_16_bits(workspace / "16")
+    ]
     check(reports, documented("inspect"))
 
 

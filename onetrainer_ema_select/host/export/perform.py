@@ -271,7 +271,7 @@ class Exporter:
         dtype = self._dtype.torch_dtype()
         self._readback.files.clear()
         saver = create.create_model_saver(self._config.original.model_type, self._config.original.training_method)
-        rounding = self._rounding_of(source, dtype)
+        rounding = self._rounding_of(source, weight_set, dtype)
         marks = self._marks(weight_set, model.train_progress)
         if rounding is not None:
             marks |= STOCHASTIC_MARK
@@ -336,9 +336,15 @@ class Exporter:
             marks |= average_marks(manifest.ema)
         return marks
 
-    def _rounding_of(self, source: Source, dtype: torch.dtype | None) -> StochasticRounding | None:
+    def _rounding_of(
+        self, source: Source, weight_set: WeightSet, dtype: torch.dtype | None
+    ) -> StochasticRounding | None:
         """What rounds in the saver's place, as in a save of this step; None where nothing is rounded at random."""
-        if self._rounding is SaveRounding.NEAREST or not any(rounds(dtype, own) for own in source.dtypes):
+        average = self._opened.sets[WeightSet.EMA] if weight_set is WeightSet.EMA else None
+        held = None if average is None else {average.dtype(name) for name in average}
+        if self._rounding is SaveRounding.NEAREST or not any(
+            rounds(dtype, own=own, held=each) for own in source.dtypes for each in held or (own,)
+        ):
             return None
         manifest = self._opened.manifest
         return StochasticRounding("" if manifest is None else manifest.run, self._opened.step)
