@@ -101,7 +101,8 @@ def sample(pairs: Sequence[Pair], *, size: int, file_dtype: torch.dtype | None) 
     weights: list[Tensor] = []
     differing = offset = 0
     for _, average, live in pairs:
-        places = torch.arange(-offset % stride, average.numel(), stride)
+        first_place = min(-offset % stride, average.numel())
+        places = torch.arange(first_place, average.numel(), stride)
         offset += average.numel()
         if not len(places):
             continue
