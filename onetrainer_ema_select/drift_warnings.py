@@ -15,8 +15,9 @@ def same_to_rounding(step: int, *, file_dtype: torch.dtype | None) -> str:
     kind = "the weights' own precision" if file_dtype is None else str(file_dtype).removeprefix("torch.")
     return (
         f"After step {step:,} the two sets are the same to rounding: in {kind}, as in the files, fewer than one weight "
-        "in 1,000 differs. Give the EMA a longer half-life, for example ema_select.ema_half_life=1 epochs. If the "
-        "weights themselves hardly move, raise the learning rate, or train and save in a finer precision."
+        "in 1,000 differs, or by next to nothing. Give the EMA a longer half-life, for example "
+        "ema_select.ema_half_life=1 epochs. If the weights themselves hardly move, raise the learning rate, or train "
+        "and save in a finer precision."
     )
 
 

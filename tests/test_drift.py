@@ -98,9 +98,29 @@ def test_what_differs_is_counted_as_files_are_rounded() -> None:
     assert sample([("unet.a", average, rounded)], size=4, file_dtype=torch.float32).differing == 2
 
 
+def test_files_are_the_same_where_few_weights_differ_or_by_next_to_nothing() -> None:
+    live = torch.linspace(0.5, 1.0, 4000)
+    live[:100] = 0.0
+
+    def same(average: Tensor, *, file_dtype: torch.dtype = torch.bfloat16) -> bool:
+        return sample([("unet.a", average, live)], size=4000, file_dtype=file_dtype).same
+
+    assert same(live)
+    some = live.clone()
+    some[-3:] += 0.5
+    assert same(some)
+    some[-4:] += 0.5
+    assert not same(some)
+    assert same(live * (1 + 1e-9) + 1e-9)  # every one that was 0 differs
+    assert not same(live + 1e-5)  # an adapter begins at 0
+    assert same(live + 1e-6 * (live > 0))
+    assert not same(live + 1e-6 * (live > 0), file_dtype=torch.float32)
+
+
 def test_a_sample_of_nothing_is_empty() -> None:
     taken = sample([], size=4, file_dtype=None)
     assert (len(taken.ema), len(taken.live), taken.differing) == (0, 0, 0)
+    assert not taken.same
 
 
 @pytest.mark.gpu

@@ -25,8 +25,6 @@ from onetrainer_ema_select.swings import Swings
 FILE: Final = "drift.jsonl"
 TAG: Final = "ema_select"
 SAMPLED: Final = 1 << 15
-# Of the sampled weights: fewer that differ are as good as none.
-SAME: Final = 1e-3
 # Of what this start of the run trains: before that the sets have had no time to come apart.
 EARLY: Final = 0.1
 START_LEFT: Final = 0.5
@@ -185,11 +183,10 @@ class DriftWatch:
 
     def _is_same(self, taken: Sample, *, step: int, final: bool) -> bool:
         """Whether the sets are as good as equal in files, at two looks one after the other."""
-        alike = taken.differing < SAME * len(taken.live)
-        before, self._same_before = self._same_before, alike
+        before, self._same_before = self._same_before, taken.same
         run_steps = self._run_steps()
         early = run_steps is None or step - self._began < EARLY * (run_steps - self._began)
-        return alike and before and (final or not early)
+        return taken.same and before and (final or not early)
 
     def _warn(self, step: int, *, final: bool) -> None:
         # What is wrong with the length as such was said when the data was loaded.
