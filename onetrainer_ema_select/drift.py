@@ -14,6 +14,10 @@ from torch import Tensor
 # 1 MiB of float32: the difference of a piece is still in the cache when it is squared. The sum over a piece is
 # float32's (a piece of positive numbers: off by some 1e-6), the sum over the pieces Python's float64.
 _PIECE = 1 << 18
+# Fewer weights that differ are as good as none.
+_SAME_SHARE = 1e-3
+# A difference of this size of the weights is that of the last bit of float32.
+_SAME_DISTANCE = 2.0**-23
 
 Pair = tuple[str, Tensor, Tensor]
 """A weight's stable name, its average and the live weight."""
@@ -46,11 +50,23 @@ class Sample:
         ema: Averages, float32 on the CPU; a copy.
         live: The live weights, the same.
         differing: How many of them differ once both are rounded as in the files.
+        in_files: How far they are apart then, and how long the live ones are.
     """
 
     ema: Tensor
     live: Tensor
-    differing: int
+    differing: int = 0
+    in_files: Distance = Distance()
+
+    @property
+    def same(self) -> bool:
+        """Whether files of both sets are as good as equal.
+
+        So it is where fewer than one weight in 1,000 differs, or where what differs is next to nothing: weights that
+        were 0 differ however little they have moved.
+        """
+        few = self.differing < _SAME_SHARE * len(self.live)
+        return few or (len(self.live) > 0 and self.in_files.relative < _SAME_DISTANCE)
 
 
 def part_of(name: str) -> str:
@@ -100,19 +116,23 @@ def sample(pairs: Sequence[Pair], *, size: int, file_dtype: torch.dtype | None) 
     ema: list[Tensor] = []
     weights: list[Tensor] = []
     differing = offset = 0
+    in_files = Distance()
     for _, average, live in pairs:
-        places = torch.arange(-offset % stride, average.numel(), stride)
+        first_place = min(-offset % stride, average.numel())
+        places = torch.arange(first_place, average.numel(), stride)
         offset += average.numel()
         if not len(places):
             continue
         first, second = _take(average.detach(), places), _take(live.detach(), places)
         dtype = file_dtype or live.dtype
-        differing += int((first.to(dtype).float() != second.to(dtype).float()).sum())
+        in_file, other = (tensor.to(dtype).double() for tensor in (first, second))
+        differing += int((in_file != other).sum())
+        in_files += Distance(float((in_file - other).square().sum()), float(other.square().sum()))
         ema.append(first.float())
         weights.append(second.float())
     if not ema:
-        return Sample(torch.empty(0), torch.empty(0), 0)
-    return Sample(torch.cat(ema), torch.cat(weights), differing)
+        return Sample(torch.empty(0), torch.empty(0))
+    return Sample(torch.cat(ema), torch.cat(weights), differing, in_files)
 
 
 def _take(tensor: Tensor, places: Tensor) -> Tensor:

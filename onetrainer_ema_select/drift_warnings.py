@@ -15,8 +15,9 @@ def same_to_rounding(step: int, *, file_dtype: torch.dtype | None) -> str:
     kind = "the weights' own precision" if file_dtype is None else str(file_dtype).removeprefix("torch.")
     return (
         f"After step {step:,} the two sets are the same to rounding: in {kind}, as in the files, fewer than one weight "
-        "in 1,000 differs. Give the EMA a longer half-life, for example ema_select.ema_half_life=1 epochs. If the "
-        "weights themselves hardly move, raise the learning rate, or train and save in a finer precision."
+        "in 1,000 differs, or by next to nothing. Give the EMA a longer half-life, for example "
+        "ema_select.ema_half_life=1 epochs. If the weights themselves hardly move, raise the learning rate, or train "
+        "and save in a finer precision."
     )
 
 
@@ -35,16 +36,15 @@ def start_remains(share: float, *, ended: bool) -> str:
     )
 
 
-def swings(ratio: float, *, step: int, looks: int) -> str:
+def swings(ratio: float, *, step: int) -> str:
     """The live weights jump about.
 
     Args:
         ratio: Of the distance between the sets to the way of the average; see :class:`swings.Swings`.
         step: Steps done.
-        looks: How many this is the median of.
     """
     return (
-        f"Up to step {step:,} the non-EMA weights swing: at the last {looks} looks they were {ratio:.1f} times as far "
-        "from the EMA as the EMA moves in its own length; in steady training that is 1 to 2. Which non-EMA weights a "
-        "save gets is chance then: prefer the EMA set, or lower the learning rate."
+        f"The non-EMA weights swing: of late, up to step {step:,}, they were {ratio:.1f} times as far from the EMA as "
+        "the EMA moves in its own length; in steady training that is 1 to 2. Which non-EMA weights a save gets is "
+        "chance then: prefer the EMA set, or lower the learning rate."
     )

@@ -124,7 +124,7 @@ def test_what_is_written_is_read_back(tmp_path):
     # A key that came later has its default in files that are older.
     expected = valid() | {"milestones": [], "validation": None}
     expected["leg"] |= {"id": "", "best": ""}
-    later = ("age", "updated_at_step", "accumulation", "images_per_step", "steps_per_epoch")
+    later = ("age", "updated_at_step", "accumulation", "images_per_step", "steps_per_epoch", "start_share")
     expected["ema"] |= {"half_life": "", **dict.fromkeys(later)}
     assert json.loads(path.read_text(encoding="utf-8")) == expected
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,13 +19,12 @@ from onetrainer_ema_select.host.length import run_average, steps_per_epoch
 from onetrainer_ema_select.host.session import Session
 from onetrainer_ema_select.look_times import LookTimes
 from onetrainer_ema_select.manifest import FOLDER, EmaRecord
-from onetrainer_ema_select.swings import LOOKS, Swings
+from onetrainer_ema_select.schedule import warmup_decay
+from onetrainer_ema_select.swings import Swings
 
 FILE: Final = "drift.jsonl"
 TAG: Final = "ema_select"
 SAMPLED: Final = 1 << 15
-# Of the sampled weights: fewer that differ are as good as none.
-SAME: Final = 1e-3
 # Of what this start of the run trains: before that the sets have had no time to come apart.
 EARLY: Final = 0.1
 START_LEFT: Final = 0.5
@@ -62,8 +62,10 @@ class DriftWatch:
     def _age(self, record: EmaRecord | None) -> AverageAge:
         if self._session.starts_average:
             return AverageAge(start_share=1.0, mean_age=0.0, at_step=self._began)
-        tracks = self._tracks
-        decay = tracks.decay if tracks.pace is None else 0.0
+        tracks, accumulation = self._tracks, self._session.config.gradient_accumulation_steps
+        decay = tracks.decay_per_update()
+        if tracks.pace is None:
+            decay = warmup_decay(self._began // accumulation, decay)
         return AverageAge(
             start_share=None if record is None else record.start_share,
             mean_age=min(settled_age(decay, self._steps_per_update), self._began),
@@ -88,7 +90,12 @@ class DriftWatch:
             optimization_step: 0-based number of the optimizer step.
             decay: Of this update.
         """
-        self._guarded(lambda: self._follow(optimization_step, decay))
+        step = self._session.model.train_progress.global_step + 1  # OneTrainer counts the step only later
+        # Also where looking has failed: backups note what is left of the start.
+        self.age.advance(decay, step=step)
+        self._updated_at, self._decay = optimization_step, decay
+        if self._times.is_due(step, now=self._clock()):
+            self._guarded(lambda: self._look(step, final=False))
 
     def before_save(self) -> None:
         """Look at what is about to be written. The live weights have to be shown."""
@@ -107,13 +114,6 @@ class DriftWatch:
                 error,
             )
 
-    def _follow(self, optimization_step: int, decay: float) -> None:
-        step = self._session.model.train_progress.global_step + 1  # OneTrainer counts the step only later
-        self._updated_at, self._decay = optimization_step, decay
-        self.age.advance(decay, step=step)
-        if self._times.is_due(step, now=self._clock()):
-            self._look(step, final=False)
-
     def _look(self, step: int, *, final: bool) -> None:
         if step != self._looked_at:
             self._looked_at = step
@@ -121,7 +121,8 @@ class DriftWatch:
             pairs = self._pairs()
             found = distances(pairs)
             taken = sample(pairs, size=SAMPLED, file_dtype=self._file_dtype)
-            swing = self._swings.add(taken, step=step, mean_age=self.age.mean_age)
+            age = self.age
+            swing = self._swings.add(taken, step=step, mean_age=age.mean_age, start_share=age.start_share)
             self._same = self._is_same(taken, step=step, final=final)
             self._show(step, found, swing)
             self._times.looked(step, run_steps=self._run_steps(), seconds=self._clock() - began)
@@ -152,6 +153,7 @@ class DriftWatch:
             values["start_share"] = self.age.start_share
         if swing is not None:
             values["swing"] = swing
+        values = {key: value for key, value in values.items() if math.isfinite(value)}
         # OneTrainer's own curves give a step the number of steps that were done before it.
         self._draw(lambda board: [board.add_scalar(f"{TAG}/{key}", value, step - 1) for key, value in values.items()])
         self._note({"step": step, **values})
@@ -160,8 +162,7 @@ class DriftWatch:
         """Each track's half-life as it is by now, in steps."""
         pace = self._tracks.pace
         now = run_average(self._session).half_life_at(step).steps
-        lengths = {"EMA": now if pace is None else young_half_life(now, pace.age)}
-        return {name: length for name, length in lengths.items() if length != float("inf")}
+        return {"EMA": now if pace is None else young_half_life(now, pace.age)}
 
     def _draw(self, draw: Callable[[Any], object]) -> None:
         """Draw in OneTrainer's TensorBoard, which its trainer has on the first process only."""
@@ -182,11 +183,10 @@ class DriftWatch:
 
     def _is_same(self, taken: Sample, *, step: int, final: bool) -> bool:
         """Whether the sets are as good as equal in files, at two looks one after the other."""
-        alike = taken.differing < SAME * len(taken.live)
-        before, self._same_before = self._same_before, alike
+        before, self._same_before = self._same_before, taken.same
         run_steps = self._run_steps()
         early = run_steps is None or step - self._began < EARLY * (run_steps - self._began)
-        return alike and before and (final or not early)
+        return taken.same and before and (final or not early)
 
     def _warn(self, step: int, *, final: bool) -> None:
         # What is wrong with the length as such was said when the data was loaded.
@@ -196,7 +196,7 @@ class DriftWatch:
         if not known and (share := self._share_at_end(final=final)) is not None:
             self._say("start", step, start_remains(share, ended=final))
         if (swing := self._swings.swinging) is not None:
-            self._say("swing", step, swings(swing, step=step, looks=LOOKS))
+            self._say("swing", step, swings(swing, step=step))
 
     def _say(self, kind: str, step: int, text: str) -> None:
         if kind in self._warned:
