@@ -148,6 +148,24 @@ def parse_milestones(text: str) -> tuple[Milestone, ...]:
     return tuple(milestones)
 
 
+def parse_interval(text: str) -> Milestone | None:
+    """Read how often something comes: ``200 steps``, ``1 epochs``; an ``every`` before it is accepted.
+
+    Returns:
+        The repeating point; None for an empty text.
+
+    Raises:
+        ValueError: It cannot be read; the message says why.
+    """
+    words = " ".join(unicodedata.normalize("NFKC", text).split())
+    if not words:
+        return None
+    parsed = parse_piece(words if is_repeating(words.lower()) else f"every {words}")
+    if isinstance(parsed, Milestone):
+        return parsed
+    raise ValueError("there is more than one interval" if "," in words else f'"{words}" {parsed}')
+
+
 def parse_piece(words: str) -> Milestone | str:
     """Read one piece of a list of milestones; return what is wrong with it if it cannot be read."""
     match = PIECE.fullmatch(words)

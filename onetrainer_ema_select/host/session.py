@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,8 +27,12 @@ from onetrainer_ema_select.manifest import EmaRecord, ParkedRecord
 from onetrainer_ema_select.publisher import Publisher
 from onetrainer_ema_select.resume import EmaSource
 from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet
+from onetrainer_ema_select.snapshots import Mixture
 from onetrainer_ema_select.state_dict_view import Site
 from onetrainer_ema_select.workspace import is_pinned
+
+if TYPE_CHECKING:
+    from onetrainer_ema_select.host.post_hoc import PostHoc
 
 # Seconds that nobody has to be told of.
 _SOON = 2.0
@@ -62,6 +66,8 @@ class Session:
         names: Stable names of the trained weights in OneTrainer's order; empty before the setup.
         sites: Where savers find them.
         ema: The average, None where EMA is off and on every process but the first.
+        post_hoc: The power-function tracks beside it; None where none are kept.
+        mixture: The post-hoc average that is to be loaded; else None.
         parked_ema: Of the average that was taken up again after it was set aside.
         length_said: Whether the average's length was said, an epoch's length being known.
         training: Whether OneTrainer has come as far as to train.
@@ -98,6 +104,8 @@ class Session:
         self.sites: tuple[Site, ...] = ()
         self.model: Any = None
         self.ema: HostEma | None = None
+        self.post_hoc: PostHoc | None = None
+        self.mixture: Mixture | None = decision.mixture
         self.undo: list[Restorable] = []
         self.publisher = Publisher()
         self.space = SpaceWatch(self)
@@ -204,8 +212,9 @@ class Session:
         self.failed_updates += 1
         if self.failed_updates == 1:
             self.reporter.problem(
-                f"The EMA could not be updated at optimizer step {optimization_step}; training goes on, and the "
-                "following updates are tried. The EMA of this run is not what its length says any more.",
+                f"The EMA{' and the post-hoc tracks' if self.post_hoc is not None else ''} could not be updated at "
+                f"optimizer step {optimization_step}; training goes on, and the following updates are tried. The EMA "
+                "of this run is not what its length says any more.",
                 error,
             )
 
