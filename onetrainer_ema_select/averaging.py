@@ -78,25 +78,22 @@ class Averager:
         """
         alike: list[tuple[Tensor, list[_Move]]] = []
         generators: dict[tuple[int, torch.device], torch.Generator] = {}
-        tracks = tuple(zip(weights, seeds, average_lists, strict=True))
-        for averages in average_lists:
-            if len(averages) != len(parameters):
-                raise ValueError(f"{len(averages)} averages for {len(parameters)} parameters")
-        for position, parameter in enumerate(parameters):
+        tracks = tuple(zip(weights, seeds, range(len(average_lists)), strict=True))
+        for *averages, parameter in list(zip(*average_lists, parameters, strict=True)):
             parameter = parameter.detach()
             same: list[_Move] = []
             converted: list[_Move] = []
             transferred: list[_Move] = []
             full: Tensor | None = None
-            for weight, seed, averages in tracks:
-                average = averages[position]
+            for weight, seed, track in tracks:
+                average = averages[track]
                 if average is None:
                     continue
                 if average.element_size() < 4:
-                    generator = generators.get((seed, average.device))
+                    generator = generators.get((track, average.device))
                     if generator is None:
                         generator = torch.Generator(average.device).manual_seed(seed)
-                        generators[seed, average.device] = generator
+                        generators[track, average.device] = generator
                     if full is None or full.device != average.device:
                         full = parameter.to(average.device, torch.float32)
                     moved = average.float().lerp_(full, weight)
