@@ -10,10 +10,8 @@ from onetrainer_ema_select.errors import ManifestError, PostHocError
 from onetrainer_ema_select.integrity import read_safetensors_header, safetensors_problem
 from onetrainer_ema_select.manifest import FOLDER, Manifest, PostHocRecord, PowerTrackRecord, read_manifest
 from onetrainer_ema_select.posthoc import Fit, Profile, solve
-from onetrainer_ema_select.workspace import BACKUP_FOLDER, MILESTONE_FOLDER, folders_in, pinned_backups
+from onetrainer_ema_select.workspace import BACKUP_FOLDER, MILESTONE_FOLDER, SNAPSHOT_FOLDER, folders_in, pinned_backups
 
-#: The word `backup` in it has OneTrainer's cloud synchronisation fetch them with the backups.
-SNAPSHOT_FOLDER = Path(FOLDER, "post_hoc", "backup")
 STATE_FOLDER = Path(FOLDER, "post_hoc")
 """Of a backup: the tracks as they were then, from which a resumed run goes on."""
 
@@ -96,18 +94,6 @@ def read_snapshot(folder: Path) -> Snapshot:
     if manifest is None or manifest.post_hoc is None:
         raise PostHocError(f"{folder} holds no post-hoc tracks. {_SWITCH_ON}", path=folder)
     return Snapshot(folder, manifest, manifest.post_hoc)
-
-
-def is_snapshot(path: Path) -> bool:
-    """Whether this is the folder of a snapshot.
-
-    Raises:
-        ManifestError: If it has a manifest that cannot be read.
-    """
-    if not (path / "manifest.json").is_file() or (path / FOLDER).is_dir():
-        return False
-    manifest = read_manifest(path)
-    return manifest is not None and manifest.kind == "snapshot"
 
 
 def find_snapshots(workspace: Path) -> tuple[tuple[Snapshot, ...], tuple[str, ...]]:

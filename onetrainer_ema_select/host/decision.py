@@ -13,11 +13,12 @@ from onetrainer_ema_select.integrity import EMA_FILE, backup_problem, read_progr
 from onetrainer_ema_select.manifest import ParkedRecord, read_manifest
 from onetrainer_ema_select.resume import BackupContents, ResumePlan, continues_leg, plan_resume
 from onetrainer_ema_select.settings import EmaSelectSettings, ResumeWeights
-from onetrainer_ema_select.snapshots import SNAPSHOT_FOLDER, Mixture, find_snapshots, mix, read_snapshot
+from onetrainer_ema_select.snapshots import Mixture, find_snapshots, mix, read_snapshot
 from onetrainer_ema_select.workspace import (
     BACKUP_FOLDER,
     MILESTONE_FOLDER,
     PARKED_FOLDER,
+    SNAPSHOT_FOLDER,
     folders_in,
     newest_complete_backup,
     pinned_backups,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from onetrainer_ema_select import __version__, store
 from onetrainer_ema_select.errors import ResumeError
+from onetrainer_ema_select.host.announce import gigabytes
 from onetrainer_ema_select.host.length import images_per_step
 from onetrainer_ema_select.host.locate import host_commit
 from onetrainer_ema_select.integrity import safetensors_problem
@@ -29,7 +30,8 @@ from onetrainer_ema_select.manifest import (
 from onetrainer_ema_select.power_tracks import PowerTracks
 from onetrainer_ema_select.schedule import Milestone, Position, Unit, due_milestones, parse_interval
 from onetrainer_ema_select.settings import EmaDtype, ResumeEma
-from onetrainer_ema_select.snapshots import SNAPSHOT_FOLDER, STATE_FOLDER
+from onetrainer_ema_select.snapshots import STATE_FOLDER
+from onetrainer_ema_select.workspace import SNAPSHOT_FOLDER
 
 if TYPE_CHECKING:
     from onetrainer_ema_select.host.session import Session
@@ -177,8 +179,8 @@ class PostHoc:
         if every.unit is Unit.STEPS:
             left = epoch_length * epochs - self._previous.global_step
         count = max(int(left // every.amount), 1)
-        size = count * self.tracks.nbytes / 1e9
-        return f"About {count} snapshots of the post-hoc tracks are still to come, {size:.3g} GB together."
+        size = gigabytes(count * self.tracks.nbytes)
+        return f"About {count} snapshot(s) of the post-hoc tracks are still to come, {size} together."
 
     # -- what is written ---------------------------------------------------------------------------------
 
