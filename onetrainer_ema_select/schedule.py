@@ -160,10 +160,16 @@ def parse_interval(text: str) -> Milestone | None:
     words = " ".join(unicodedata.normalize("NFKC", text).split())
     if not words:
         return None
+    if "," in words:
+        raise ValueError("there is more than one interval")
+    if words.endswith("%"):
+        raise ValueError(f'"{words}" is a share of the run, not an interval (write epochs or steps)')
     parsed = parse_piece(words if is_repeating(words.lower()) else f"every {words}")
     if isinstance(parsed, Milestone):
         return parsed
-    raise ValueError("there is more than one interval" if "," in words else f'"{words}" {parsed}')
+    if re.fullmatch(r"[0-9]+", words):
+        parsed = "has no unit (epochs or steps)"
+    raise ValueError(f'"{words}" {parsed.replace("a milestone", "an interval")}')
 
 
 def parse_piece(words: str) -> Milestone | str:
