@@ -40,7 +40,7 @@ _CONDITION: Final = 1e-6
 _NEGLIGIBLE: Final = 1e-8
 # Coefficients are multiples of this, so that their sum is exact in any order.
 _GRAIN: Final = 2.0**-40
-_GOOD_ENOUGH: Final = 0.1
+_GOOD_ENOUGH: Final = 0.05
 _MUCH: Final = 0.05
 
 
@@ -193,9 +193,10 @@ class Fit:
             the integral of the square).
         requested: The wanted profile.
         achieved: The mixture's.
-        reachable: Whether the error is small: at most 0.1, with which the weights are usually off by a hundredth of
-            what separates them from the last ones.
+        reachable: Whether the error is small: at most 0.05, with which the weights of trajectories of all kinds were
+            off by at most 0.05 of what separates them from the last ones.
         warning: What is wrong and what to do, in full sentences; empty if nothing is.
+        amplification: How many times the independent rounding of one snapshot (to 16 bits, say) the mixture's is.
     """
 
     coefficients: tuple[float, ...]
@@ -204,6 +205,7 @@ class Fit:
     achieved: Description
     reachable: bool
     warning: str = ""
+    amplification: float = 1.0
 
 
 def solve(snapshots: Sequence[Profile], target: Profile) -> Fit:
@@ -248,6 +250,7 @@ def solve(snapshots: Sequence[Profile], target: Profile) -> Fit:
         _describe(achieved, edges, target.time),
         error <= _GOOD_ENOUGH,
         _warning(chosen, target, error),
+        float(np.linalg.norm(found)),
     )
 
 
