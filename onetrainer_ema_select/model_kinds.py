@@ -60,7 +60,7 @@ PARKED = Kind(
 
 def snapshot_kind(folder: Path) -> Kind:
     """Of a snapshot of post-hoc tracks."""
-    workspace = folder.parents[2] if len(folder.parents) > 2 else Path("WORKSPACE")
+    workspace = folder.parents[3] if len(folder.parents) > 3 else Path("WORKSPACE")
     text = f'"{workspace}"' if " " in str(workspace) else str(workspace)
     return Kind(
         "snapshot",

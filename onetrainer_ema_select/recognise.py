@@ -11,6 +11,7 @@ from onetrainer_ema_select.workspace import (
     BACKUP_FOLDER,
     FOLDER_METADATA,
     MILESTONE_FOLDER,
+    SNAPSHOT_FOLDER,
     folders_in,
     newest_complete_backup,
 )
@@ -50,6 +51,8 @@ def is_backup(path: Path) -> bool:
         return False
     if (path / META_FILE).is_file() or (path / "optimizer").is_dir() or (path / "onetrainer_config").is_dir():
         return True
+    if path.parent.parts[-2:] == SNAPSHOT_FOLDER.parts[-2:]:
+        return False
     return path.parent.name == BACKUP_FOLDER and BACKUP_NAME.match(path.name) is not None
 
 

@@ -67,6 +67,7 @@ class PostHoc:
         self._last: Path | None = None
         self._last_step = -1
         self._said = False
+        self._owed = False
         self._begin_step: int = session.model.train_progress.global_step
         self._begin_images = float(self._begin_step * self._images_per_step)
         record = self._record_to_go_on_from()
@@ -172,6 +173,10 @@ class PostHoc:
         if due_milestones(
             (self._every,), previous=previous, current=self._previous, epoch_length=epoch_length, epochs=epochs
         ):
+            self._owed = True
+        # The last step of an epoch is told of twice: here the epoch is not counted as finished yet.
+        if self._owed and self._previous.epoch_step < epoch_length:
+            self._owed = False
             self.snapshot()
 
     def _projection(self, every: Milestone, *, epoch_length: int, epochs: int) -> str:
@@ -188,10 +193,12 @@ class PostHoc:
         """Write a snapshot of this moment, once. A failure is reported, and training goes on."""
         session = self._session
         progress = session.model.train_progress
-        if progress.global_step == self._last_step:
-            return
+        if progress.global_step == self._last_step or self.tracks.updates == 0:
+            return  # it is there, or would hold nothing but the weights that the tracks began with
         name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-snapshot-{progress.filename_string()}"
         place = session.workspace / SNAPSHOT_FOLDER / name
+        if place.exists():  # of a line that was at this step in the same second
+            place = place.with_name(f"{name}-{self._stretch}")
         try:
             session.space.before("snapshot", place, count=1, dtype=None)
             staging = store.Staging(place, workspace=session.workspace)

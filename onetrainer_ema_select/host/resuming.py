@@ -100,7 +100,7 @@ def _load_mixture(session: Session, model: Any, mixture: Mixture, parameters: Se
     """
     files, coefficients = zip(*((source.file, source.coefficient) for source in mixture.sources), strict=True)
     with Synthesis(files, coefficients) as average:
-        shapes = {name: tuple(average.entry(name).shape) for name in average}
+        shapes = {name: average.shape(name) for name in average}
         _load_as_weights(session, model, average, parameters, shapes=shapes, called="post-hoc EMA")
 
 

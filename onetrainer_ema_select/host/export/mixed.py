@@ -3,70 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from onetrainer_ema_select.backups import Backup, open_backup
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.host.export.messages import ExportOrder, MixtureOrder
 from onetrainer_ema_select.synthesis import Synthesis
 from onetrainer_ema_select.tensor_set import Entry, TensorSet
-
-
-@dataclass(frozen=True)
-class MixedTensor:
-    """A tensor of a mixture, made when it is read."""
-
-    mixture: Synthesis
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return tuple(self.mixture.entry(self.name).shape)
-
-    @property
-    def dtype_name(self) -> str:
-        """Torch's name of its dtype."""
-        return "float32"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes."""
-        return 4 * math.prod(self.shape)
-
-    def read(self, first: int, last: int) -> Tensor:
-        """These elements, in the order of memory."""
-        return self.mixture.read(self.name, first, last)
-
-
-@dataclass(frozen=True)
-class KeptTensor:
-    """A tensor of another set, for a parameter that has no average because it does not train."""
-
-    tensors: TensorSet
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.tensors.shape(self.name)
-
-    @property
-    def dtype_name(self) -> str:
-        """Torch's name of its dtype."""
-        return self.tensors.dtype_name(self.name)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes."""
-        return self.tensors.numel(self.name) * self.tensors.dtype(self.name).itemsize
-
-    def read(self, first: int, last: int) -> Tensor:
-        """These elements, in the order of memory."""
-        return self.tensors.read(self.name, first, last)
 
 
 def open_ordered(order: ExportOrder) -> Backup:
@@ -82,19 +24,20 @@ def open_ordered(order: ExportOrder) -> Backup:
 def with_mixture(opened: Backup, order: MixtureOrder) -> Backup:
     """The backup as if the average were its EMA, of the average's moment.
 
+    What is among its trained weights and has no average, because it did not train, stays as it is.
+
     Raises:
         EmaSelectError: If a snapshot cannot be read.
     """
     mixture = Synthesis(order.files, order.coefficients)
     live = opened.sets[WeightSet.NON_EMA]
     named = [record.name for record in opened.manifest.parameters] if opened.manifest is not None else []
-    entries: dict[str, Entry] = {}
-    for name in named:
-        if name in mixture:
-            entries[name] = MixedTensor(mixture, name)
-        elif name in live:
-            entries[name] = KeptTensor(live, name)
-    entries |= {name: MixedTensor(mixture, name) for name in mixture if name not in entries}
+    entries: dict[str, Entry] = {
+        name: mixture.entry(name) if name in mixture else live.entry(name)
+        for name in named
+        if name in mixture or name in live
+    }
+    entries |= {name: mixture.entry(name) for name in mixture if name not in entries}
     return dataclasses.replace(
         opened,
         step=order.step,
