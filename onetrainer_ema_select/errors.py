@@ -154,6 +154,10 @@ class ExportError(EmaSelectError):
     """A model could not be made out of a backup."""
 
 
+class PostHocError(EmaSelectError, ValueError):
+    """A post-hoc EMA was asked for that cannot be made."""
+
+
 class CloudError(EmaSelectError):
     """The plugin could not be brought onto a cloud machine, or its files not home from there."""
 

@@ -66,6 +66,8 @@ class ResumePlan:
         reset_optimizer: Whether the optimizer starts anew.
         leg: The leg that the run's backups belong to.
         sentence: What was decided and why, for people.
+        sigma_rel: Of the post-hoc average that becomes the live weights in the place of ``weights``; else None.
+        restarts: Whether all averages begin anew because that was asked for.
     """
 
     weights: WeightSet
@@ -74,17 +76,23 @@ class ResumePlan:
     reset_optimizer: bool
     leg: LegRecord
     sentence: str
+    sigma_rel: float | None = None
+    restarts: bool = False
 
 
 def resume_choices(settings: EmaSelectSettings) -> dict[str, str]:
     """The choices that begin a leg, as they are recorded in manifests."""
-    return {
+    choices = {
         "resume_weights": str(settings.resume_weights),
         "resume_backup": settings.resume_backup,
         "resume_optimizer": str(settings.resume_optimizer),
         "resume_ema": str(settings.resume_ema),
         "resume_leg": settings.resume_leg,
     }
+    if settings.resume_weights is ResumeWeights.POST_HOC and settings.resume_length is not None:
+        # Only there: manifests of versions that did not know the key name the same choices without it.
+        choices["resume_sigma_rel"] = f"{settings.resume_length:g}"
+    return choices
 
 
 _PLAIN_CHOICES = resume_choices(EmaSelectSettings())
@@ -175,12 +183,16 @@ def _begin_leg(settings: EmaSelectSettings, backup: BackupContents, *, ema_on: b
         weights = WeightSet.EMA if settings.resume_weights is ResumeWeights.EMA else WeightSet.NON_EMA
     if weights is WeightSet.EMA and not backup.holds_ema:
         raise ResumeError(_no_ema_message(backup), key="resume_weights", expected="EMA", found="NON_EMA")
-    ema, average = _average(backup, ema_on=ema_on, restart=settings.resume_ema is ResumeEma.RESTART)
+    restart = settings.resume_ema is ResumeEma.RESTART
+    ema, average = _average(backup, ema_on=ema_on, restart=restart)
     reset = settings.resume_optimizer is ResumeOptimizer.RESET
     optimizer = "the optimizer starts anew" if reset else "the optimizer state was kept"
+    sigma_rel = settings.resume_length if settings.resume_weights is ResumeWeights.POST_HOC else None
     loaded = "EMA" if weights is WeightSet.EMA else "non-EMA"
+    if sigma_rel is not None:
+        loaded = f"post-hoc EMA (sigma_rel {sigma_rel:g})"
     other = ""
-    if weights is WeightSet.EMA:
+    if weights is WeightSet.EMA or sigma_rel is not None:
         other = " (its non-EMA weights stay in that backup)"
     return ResumePlan(
         weights,
@@ -195,6 +207,8 @@ def _begin_leg(settings: EmaSelectSettings, backup: BackupContents, *, ema_on: b
         ),
         sentence=f"Resumed from {_name(backup)}: its {loaded} weights were loaded{other}, {average}, and {optimizer}."
         f"{chosen}",
+        sigma_rel=sigma_rel,
+        restarts=restart,
     )
 
 

@@ -16,6 +16,7 @@ from onetrainer_ema_select.errors import (
     InstallError,
     ManifestError,
     NamesError,
+    PostHocError,
     ResumeError,
     SettingProblem,
     SettingsError,
@@ -36,6 +37,7 @@ PLAIN = [
     BackupError,
     ExportError,
     UsageError,
+    PostHocError,
     CloudError,
 ]
 PROBLEM = SettingProblem("save_sets", '"BOHT"', "allowed: BOTH", "type --config-value ema_select.save_sets=BOTH")

@@ -142,8 +142,8 @@ def progress_into(bar: tqdm[Any]) -> Progress:
     return progress
 
 
-def print_result(result: ExportResult, *, echo: Callable[[str], None] = typer.echo) -> None:
-    """Print what was done, for people."""
+def print_result(result: ExportResult, *, called: str = "", echo: Callable[[str], None] = typer.echo) -> None:
+    """Print what was done, for people; `called` takes the place of the set's own name."""
     verb = "Would write" if result.dry_run else "Wrote"
     dtype = "the weights' own dtype" if result.dtype == "NONE" else result.dtype
     echo(
@@ -154,7 +154,7 @@ def print_result(result: ExportResult, *, echo: Callable[[str], None] = typer.ec
         echo(f"Base model: {result.base_model}")
     for each in result.sets:
         about = "about " if result.dry_run else ""
-        echo(f"{verb} {set_suffix(each.set)}: {each.path} ({about}{size_text(each.size_bytes)})")
+        echo(f"{verb} {called or set_suffix(each.set)}: {each.path} ({about}{size_text(each.size_bytes)})")
         for file in each.files:
             if file != each.path and not file.is_relative_to(each.path):
                 echo(f"  and {file}")

@@ -17,12 +17,14 @@ from onetrainer_ema_select.comparison import Count, count
 from onetrainer_ema_select.errors import EmaSelectError, NamesError
 from onetrainer_ema_select.length import Average
 from onetrainer_ema_select.lora_product import ProductGap
-from onetrainer_ema_select.manifest import FOLDER
-from onetrainer_ema_select.model_kinds import PARKED, Kind, backup_kind, kind_of
+from onetrainer_ema_select.manifest import FOLDER, PostHocRecord
+from onetrainer_ema_select.model_kinds import PARKED, Kind, backup_kind, kind_of, snapshot_kind
 from onetrainer_ema_select.models import open_model
 from onetrainer_ema_select.naming import set_suffix
 from onetrainer_ema_select.origin import PACKAGE
-from onetrainer_ema_select.recognise import is_backup, is_parked
+from onetrainer_ema_select.recognise import is_backup, is_parked, is_snapshot
+from onetrainer_ema_select.snapshots import Snapshot, read_snapshot
+from onetrainer_ema_select.tensor_files import read_safetensors
 from onetrainer_ema_select.tensor_set import TensorSet
 from onetrainer_ema_select.validation import ValidationRecord
 from onetrainer_ema_select.workspace import leg_text, partner_of, save_metadata, size_of
@@ -33,7 +35,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class SetReport:
-    """One set: `name` is `ema`, `non-ema`, or empty for a model that does not say which it is."""
+    """One set: `name` is `ema`, `non-ema`, `post-hoc`, or empty for a model that does not say which it is."""
 
     name: str
     tensors: int
@@ -123,6 +125,8 @@ def inspect_path(path: Path, *, onetrainer: Path | None) -> Report:
     """
     if path.is_dir() and (is_backup(path) or is_parked(path)):
         return _backup_report(open_named(path, onetrainer))
+    if path.is_dir() and is_snapshot(path):
+        return _snapshot_report(read_snapshot(path))
     return _model_report(path)
 
 
@@ -163,6 +167,41 @@ def _backup_report(backup: Backup) -> Report:
     )
 
 
+def _snapshot_report(snapshot: Snapshot) -> Report:
+    manifest, record = snapshot.manifest, snapshot.record
+    sets = {
+        f"post-hoc {track.sigma_rel:g}": TensorSet(read_safetensors(snapshot.file(track))[0]) for track in record.tracks
+    }
+    lengths = ", ".join(f"{track.sigma_rel:g}" for track in record.tracks)
+    said = {
+        "sigma_rel": lengths,
+        "step": str(manifest.step),
+        "epoch": str(manifest.epoch),
+        "epoch_step": str(manifest.epoch_step),
+        "images": f"{record.images:g}",
+        "updates": str(record.updates),
+        "update_step_interval": str(record.update_step_interval),
+        "precision": record.dtype,
+        "model_type": manifest.model_type,
+        "training_method": manifest.training_method,
+        "run": manifest.run,
+        "leg": leg_text(manifest.leg),
+        "created": manifest.created,
+        "plugin_version": manifest.plugin_version,
+        "onetrainer_commit": manifest.onetrainer_commit,
+    }
+    return Report(
+        path=snapshot.path,
+        kind=snapshot_kind(snapshot.path.absolute()),
+        size_bytes=size_of(snapshot.path),
+        sets=tuple(_set_report(name, tensors, None) for name, tensors in sets.items()),
+        ema=None,
+        provenance={key: value for key, value in said.items() if value},
+        metadata={},
+        examples=next(iter(sets.values()), TensorSet({})).names[:_EXAMPLES],
+    )
+
+
 def _backup_ema(backup: Backup) -> EmaReport:
     record = backup.manifest.ema if backup.manifest is not None else None
     progress = {"global_step": backup.step, "epoch": backup.epoch, "epoch_step": backup.epoch_step}
@@ -196,11 +235,19 @@ def _backup_provenance(backup: Backup) -> dict[str, str]:
             "run": manifest.run,
             "leg": leg_text(manifest.leg) if manifest.kind == "backup" else "",
             "milestone": ", ".join(manifest.milestones),
+            "post_hoc": _tracks_text(manifest.post_hoc),
             "created": manifest.created,
             "plugin_version": manifest.plugin_version,
             "onetrainer_commit": manifest.onetrainer_commit,
         }
     return {key: value for key, value in said.items() if value}
+
+
+def _tracks_text(record: PostHocRecord | None) -> str:
+    """The post-hoc tracks that a backup goes on from; empty where it has none."""
+    if record is None:
+        return ""
+    return f"tracks of sigma_rel {', '.join(f'{track.sigma_rel:g}' for track in record.tracks)}"
 
 
 def _model_report(path: Path) -> Report:
@@ -220,7 +267,7 @@ def _model_report(path: Path) -> Report:
     ema = None
     if ours.get("decay"):
         ema = _model_ema(ours)
-    told = ("run", "step", "epoch", "epoch_step", "leg", "milestone", "rounding", "version")
+    told = ("sigma_rel", "fit_error", "run", "step", "epoch", "epoch_step", "leg", "milestone", "rounding", "version")
     provenance = {("plugin_version" if key == "version" else key): ours[key] for key in told if ours.get(key)}
     held = _set_report(own, model.tensors, counted)
     return Report(

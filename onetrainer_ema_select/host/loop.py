@@ -122,6 +122,8 @@ def _follow_progress(session: Session) -> None:
                 session.length_said = True
                 for line in loaded_lines(session, epoch_length=max_step, epochs=max_epoch):
                     session.reporter.say(line)
+            if session.post_hoc is not None:
+                session.post_hoc.follow(train_progress, epoch_length=max_step, epochs=max_epoch)
             if session.milestones.advance(train_progress, epoch_length=max_step, epochs=max_epoch):
                 trainer.commands.save()
         except Exception as error:  # noqa: BLE001 - nothing of ours may end a run
@@ -149,7 +151,8 @@ def _take_up_final_output(session: Session) -> None:
         folder=Path(session.config.output_model_destination).parent,
     )
     missing = [set_suffix(weight_set) for weight_set in sets if weight_set not in session.final_done]
-    if session.plan.weights is WeightSet.EMA or not (missing or session.milestones.pending):
+    loaded_average = session.plan.weights is WeightSet.EMA or session.mixture is not None
+    if loaded_average or not (missing or session.milestones.pending):
         session.reporter.say("Nothing is left to train: the backup is of the end of the run. Nothing was written.")
         return
     what = f"the final output ({' and '.join(missing)})" if missing else "what is owed of the milestones"

@@ -112,6 +112,8 @@ class SetWriter:
         failure is kept for the end of the run, so that OneTrainer can finish its own.
         """
         session = self._session
+        if session.post_hoc is not None:
+            session.post_hoc.snapshot()
         if session.milestones.unsaved:
             # OneTrainer serves a save before the next batch, and there is none.
             with contextlib.suppress(Exception):  # reported by write(), and the milestone stays owed
@@ -152,7 +154,9 @@ class SetWriter:
             Exception: What the primary set's saver raised, for OneTrainer to show as its own. A failure of
                 the other set is reported and does not hide that this one is there.
         """
-        pending = self._session.milestones.pending
+        pending, post_hoc = self._session.milestones.pending, self._session.post_hoc
+        if pending and post_hoc is not None and post_hoc.at_backups:
+            post_hoc.snapshot()
         self._milestones = self._session.milestones.unsaved
         paths = self._paths(destination, self._session.sets_written(milestone=bool(self._milestones)))
         after = "It is owed." if self._session.ending else "Training goes on, and the next due save tries again."

@@ -27,12 +27,14 @@ from onetrainer_ema_select.manifest import EmaRecord, ParkedRecord
 from onetrainer_ema_select.publisher import Publisher
 from onetrainer_ema_select.resume import EmaSource
 from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet
+from onetrainer_ema_select.snapshots import Mixture
 from onetrainer_ema_select.state_dict_view import Site
 from onetrainer_ema_select.workspace import is_pinned
 
 if TYPE_CHECKING:  # they import this module
     from onetrainer_ema_select.host.drift import DriftWatch
     from onetrainer_ema_select.host.judging import Judge
+    from onetrainer_ema_select.host.post_hoc import PostHoc
 
 # Seconds that nobody has to be told of.
 _SOON = 2.0
@@ -67,6 +69,8 @@ class Session:
         sites: Where savers find them.
         ema: The average, None where EMA is off and on every process but the first.
         drift: Looks at how far the sets are apart, None without an average.
+        post_hoc: The power-function tracks beside it; None where none are kept.
+        mixture: The post-hoc average that is to be loaded; else None.
         parked_ema: Of the average that was taken up again after it was set aside.
         length_said: Whether the average's length was said, an epoch's length being known.
         training: Whether OneTrainer has come as far as to train.
@@ -106,6 +110,8 @@ class Session:
         self.model: Any = None
         self.ema: HostEma | None = None
         self.drift: DriftWatch | None = None
+        self.post_hoc: PostHoc | None = None
+        self.mixture: Mixture | None = decision.mixture
         self.undo: list[Restorable] = []
         self.publisher = Publisher()
         self.space = SpaceWatch(self)
@@ -215,8 +221,9 @@ class Session:
         self.failed_updates += 1
         if self.failed_updates == 1:
             self.reporter.problem(
-                f"The EMA could not be updated at optimizer step {optimization_step}; training goes on, and the "
-                "following updates are tried. The EMA of this run is not what its length says any more.",
+                f"The EMA{' and the post-hoc tracks' if self.post_hoc is not None else ''} could not be updated at "
+                f"optimizer step {optimization_step}; training goes on, and the following updates are tried. The EMA "
+                "of this run is not what its length says any more.",
                 error,
             )
 

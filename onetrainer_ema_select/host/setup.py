@@ -14,6 +14,7 @@ from onetrainer_ema_select.host import drift
 from onetrainer_ema_select.host.announce import announce
 from onetrainer_ema_select.host.ema import HostEma
 from onetrainer_ema_select.host.length import make_pace
+from onetrainer_ema_select.host.post_hoc import PostHoc
 from onetrainer_ema_select.host.session import Session, ema_device, session_of
 from onetrainer_ema_select.manifest import EmaRecord
 from onetrainer_ema_select.resume import EmaSource
@@ -74,7 +75,11 @@ def create_ema(
 def _begin(session: Session, parameters: list[Tensor]) -> None:
     if session.ema_on:
         record = _record_of_average(session)
-        session.ema = HostEma(_build_tracks(session, parameters, record), failed=session.update_failed)
+        tracks = _build_tracks(session, parameters, record)
+        if session.settings.post_hoc_lengths:
+            session.post_hoc = PostHoc(session, parameters, device=tracks.device)
+            tracks.beside = session.post_hoc.tracks
+        session.ema = HostEma(tracks, failed=session.update_failed)
         drift.begin(session, record)
     session.begin_milestones()
     try:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from onetrainer_ema_select.validation import judge
 
-from ..backup_files import NAME, park, tensors, write_backup
+from ..backup_files import NAME, park, tensors, write_backup, write_snapshot
 
 Command = Callable[..., "tuple[int, str, str]"]
 
@@ -89,6 +89,10 @@ def workspace(tmp_path: Path) -> Path:
     manifest = root / "backup" / NAME / "ema_select" / "manifest.json"
     raw = json.loads(manifest.read_text(encoding="utf-8"))
     raw["ema"] |= {"half_life": "1 steps", "age": 3.5, "images_per_step": 4, "steps_per_epoch": 2, "decay": 0.1}
+    raw["post_hoc"] = {
+        "tracks": [{"sigma_rel": 0.05, "file": "x"}], "dtype": "FLOAT_32", "images": 8, "time": 8, "updates": 8,
+        "interval": 1, "update_step_interval": 1, "stretch": "s",
+    }  # fmt: skip
     raw |= {"parked": [{"name": "x-ema", "step": 2}], "milestones": ["2 epochs"], "onetrainer_commit": "abc"}
     raw["validation"] = json.loads(JUDGED.model_dump_json())
     manifest.write_text(json.dumps(raw), encoding="utf-8")
@@ -104,6 +108,10 @@ def workspace(tmp_path: Path) -> Path:
         save_file({"a.w": tensor}, root / "save" / f"a{end}.safetensors", metadata=header | {"ss_v2": "True"})
     save_file({"a.w": live[0], "b.w": torch.zeros(1)}, root / "save" / "b.safetensors")
     assert parked.is_dir()
+    snapshots = root / "ema_select" / "post_hoc" / "backup"
+    average = {"unet.blocks.0.weight": live[0]}
+    write_snapshot(snapshots / "2026-08-19_11-00-00-snapshot-8-4-0", {0.05: average, 0.1: average}, step=8)
+    (snapshots / "2026-08-19_12-00-00-snapshot-9-4-1").mkdir()
     return root
 
 
@@ -182,6 +190,13 @@ def test_inspect(command: Command, workspace: Path) -> None:
     reports += [
         {**json.loads(command("inspect", path, "--json")[1]), "distance": None} for path in of_16_bits(workspace / "16")
     ]
+    snapshot = workspace / "ema_select" / "post_hoc" / "backup" / "2026-08-19_11-00-00-snapshot-8-4-0"
+    reports.append(json.loads(command("inspect", snapshot, "--json")[1]))
+    marks = {"set": "POST_HOC", "sigma_rel": "0.08", "fit_error": "0.001", "step": "8"}
+    header = {f"ema_select.{key}": value for key, value in marks.items()}
+    save_file({"a": torch.ones(1)}, workspace / "e.safetensors", metadata=header)
+    reports.append(json.loads(command("inspect", workspace / "e.safetensors", "--json")[1]))
+    assert [reports[-2]["kind"], reports[-1]["sets"][0]["set"]] == ["snapshot", "post-hoc"]
     check(reports, documented("inspect"))
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +23,8 @@ from onetrainer_ema_select.errors import EmaSelectError, ExportError
 from onetrainer_ema_select.host.export import export, launch, trained_names
 from onetrainer_ema_select.rounding import StochasticRounding
 
-from .conftest import RunJobs, environment
+from .conftest import CarryOut, RunJobs
 
-CARRY_OUT = Path(__file__).parents[1] / "export_orders.py"
 UUID = "00000000-0000-4000-8000-000000000001"
 EXTRA = {"uuid": "00000000-0000-4000-8000-000000000002", "placeholder": "<extra>", "token_count": 2}
 BASE: dict[str, Any] = {
@@ -101,31 +98,6 @@ def made(run_jobs: RunJobs, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         jobs.append({"name": name, "config": config, "plugin": plugin})
     run_jobs(jobs)
     return {name: Run(place / name) for name in RUNS}
-
-
-CarryOut = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
-
-
-@pytest.fixture(scope="session")
-def carry_out(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> CarryOut:
-    def run(orders: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        folder = tmp_path_factory.mktemp("orders")
-        orders = [{"action": "export", "onetrainer": str(standin), **each} for each in orders]
-        (folder / "orders.json").write_text(json.dumps(orders, default=str), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, str(CARRY_OUT), str(standin)],
-            input=str(folder / "orders.json"),
-            cwd=folder,
-            env=environment(),
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        return results
-
-    return run
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:

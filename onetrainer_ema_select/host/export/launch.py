@@ -86,10 +86,19 @@ def export(
         format=format,
         dtype=dtype,
         rounding=rounding,
-        base_model=_absolute(base_model),
+        base_model=absolute_base(base_model),
         config_values=tuple(config_values),
         overwrite=overwrite,
     )
+    return carry_out(order, progress)
+
+
+def carry_out(order: ExportOrder, progress: Progress) -> ExportResult:
+    """Have OneTrainer write what is asked for, or plan it.
+
+    Raises:
+        EmaSelectError: It could not be done. Nothing is left then.
+    """
     if order.config is not None and not order.config.is_file():
         raise ExportError(f"There is no config file {order.config}. Give an existing one with --config.")
     event = _last_event(order, "result", progress)
@@ -136,7 +145,7 @@ def trained_names(
     return _last_event(order, "names", progress).names
 
 
-def _absolute(base_model: str) -> str:
+def absolute_base(base_model: str) -> str:
     """A local base model as an absolute path: OneTrainer runs in another folder."""
     path = Path(base_model).expanduser()
     return str(path.absolute()) if base_model and path.exists() else base_model

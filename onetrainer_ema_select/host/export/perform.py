@@ -44,10 +44,12 @@ from onetrainer_ema_select.host.export.sources import (
     trained_names,
 )
 from onetrainer_ema_select.host.metadata import (
+    POST_HOC,
     STOCHASTIC_MARK,
     Marked,
     average_marks,
     mark_files,
+    mixture_marks,
     moment_marks,
     title_of,
 )
@@ -139,7 +141,14 @@ class Exporter:
         self._dtype = choose_dtype(config, order.dtype)
         self._rounding = chosen_rounding(opened, order.rounding)
         ending = str(self._format.file_extension())
-        self._paths = output_paths(order.output, sets=self._sets, backup=order.backup, ending=ending)
+        mixture = order.mixture
+        self._paths = output_paths(
+            order.output,
+            sets=self._sets,
+            backup=order.backup,
+            ending=ending,
+            name=f"{mixture.name}-post-hoc-{mixture.sigma_rel:g}" if mixture is not None else "",
+        )
         # In spite of its name, and only of this type of model.
         cascade = str(original.model_type) == "STABLE_CASCADE_1" and str(self._format) == "LEGACY_SAFETENSORS"
         check_places(
@@ -272,12 +281,16 @@ class Exporter:
         self._readback.files.clear()
         saver = create.create_model_saver(self._config.original.model_type, self._config.original.training_method)
         rounding = self._rounding_of(source, weight_set, dtype)
-        marks = self._marks(weight_set, model.train_progress)
+        progress, called = model.train_progress, str(weight_set)
+        if (mixture := self._order.mixture) is not None:
+            # The rest of the model may come out of a backup of another moment.
+            progress, called = mixture, f"POST_HOC {mixture.sigma_rel:g}"
+        marks = self._marks(weight_set, progress)
         if rounding is not None:
             marks |= STOCHASTIC_MARK
             self._rounded = True
         with (
-            Marked(model, marks, title=title_of(path, str(weight_set), model.train_progress)),
+            Marked(model, marks, title=title_of(path, called, progress)),
             source.showing(weight_set, dtype, rounding=rounding),
             self._watched(staging, f"writing {path.name}"),
             staging.writing() as place,
@@ -325,6 +338,10 @@ class Exporter:
             thread.join()
 
     def _marks(self, weight_set: WeightSet, progress: Any) -> dict[str, str]:
+        if (mixture := self._order.mixture) is not None:
+            marks = moment_marks(progress, (POST_HOC,), run=mixture.run, leg=mixture.leg)
+            marks["ema_select.exported_from"] = mixture.name.replace("\n", " ")
+            return marks | mixture_marks(mixture.sigma_rel, mixture.fit_error)
         manifest = self._opened.manifest
         run, leg, milestones = (
             ("", "", ()) if manifest is None else (manifest.run, manifest.leg.id, manifest.milestones)
