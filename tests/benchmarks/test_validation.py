@@ -29,9 +29,9 @@ def test_validation(name: str, onetrainer_bench: Bench, big_models: Any, benchma
         models=big_models,
         run=run,
         config_version=bench.host.config_version,
-        schedule=configs.Schedule(epochs=1, steps=6, validate_every=1),
+        schedule=configs.Schedule(epochs=1, steps=4, validate_every=1),
         ema="CPU",
-        overrides={"ema_select": {"enabled": True, "save_sets": "NON_EMA"}, "resolution": "256"},
+        overrides={"ema_select": {"enabled": True, "save_sets": "NON_EMA"}},
         **options,
     )
     # The pictures of the training as well, so that there is more than the two of the other concept.

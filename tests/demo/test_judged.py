@@ -153,6 +153,11 @@ def test_best_begins_a_leg_from_the_better_set_and_a_crash_goes_on(runs, place):
     assert found[32].leg == leg
     assert not same(runs["best-again"]["live"], runs["best"]["live"])
     assert [found[step].validation.step for step in (24, 32)] == [21, 31]
+    history = read_history(place / "rough" / "workspace" / "ema_select" / "validation.jsonl")
+    assert [(entry.leg, entry.step) for entry in history] == [
+        *(("", step) for step in STEPS),
+        *((leg.id, step) for step in (21, 26, 31)),
+    ]
 
 
 def test_what_was_measured_before_a_leg_says_nothing_of_its_sets(runs, place):
