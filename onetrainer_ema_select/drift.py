@@ -92,9 +92,10 @@ def distances(pairs: Iterable[Pair]) -> dict[str, Distance]:
         sums: list[Tensor] = []
         for average_piece, live_piece in _pieces(average.detach(), live.detach()):
             count = average_piece.numel()
-            # copy_ converts and transfers; the live weight is read where it lies.
-            difference, weight = first[:count].copy_(average_piece), second[:count].copy_(live_piece)
-            difference.sub_(weight)
+            weight = live_piece
+            if live_piece.dtype is not torch.float32 or live_piece.device != device:
+                weight = second[:count].copy_(live_piece)  # converts and transfers
+            difference = torch.sub(average_piece, weight, out=first[:count])
             sums.append(torch.stack((difference.dot(difference), weight.dot(weight))))
         if sums:
             # Once a weight: on CUDA this waits for the device.
