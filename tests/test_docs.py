@@ -32,7 +32,7 @@ PAIRS = [
     *((page, CHINESE / page.name) for page in sorted(DOCS.glob("*.md")) if page.name not in NOT_TRANSLATED),
 ]
 
-VERBS = {"enable", "disable", "doctor", "train", "list", "inspect", "export", "compare", "demo"}
+VERBS = {"enable", "disable", "doctor", "train", "list", "inspect", "export", "synthesize", "compare", "demo"}
 KEYS = set(EmaSelectSettings.model_fields)
 # Named like settings, but they stand in the header of a model file, or in the folder of a model.
 METADATA = {
@@ -52,6 +52,8 @@ METADATA = {
     "accumulation",
     "images_per_step",
     "steps_per_epoch",
+    "sigma_rel",
+    "fit_error",
     "version",
     "json",
 }
@@ -160,6 +162,7 @@ SCENARIOS = (
     "export.md",
     "json.md",
     "python.md",
+    "post-hoc.md",
     "resume.md",
     "remove.md",
 )
