@@ -33,6 +33,10 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 ON = {"enabled": True, "post_hoc_sigma_rels": "0.05, 0.10", "post_hoc_every": "4 steps"}
 IMAGES = 6 * 8 * 4  # epochs, steps, batch size
+BF16 = {
+    "unet": {"weight_dtype": "BFLOAT_16"}, "text_encoder": {"weight_dtype": "BFLOAT_16"},
+    "ema_select": {"ema_dtype": "PARAMETER"},
+}  # fmt: skip
 #: No divisor of the 24 steps of a first half.
 INTERVAL = {"ema_update_step_interval": 5, "backup_before_save": True}
 
@@ -114,9 +118,9 @@ def runs(place: Path, run_jobs: RunJobs) -> dict[str, dict[str, Any]]:
             ema_select={"post_hoc_sigma_rels": "0.05, 0.2"},
         ),
         job(place, "ema off", ema="OFF", epochs=1),
-        job(place, "bf16", ema_select={"ema_dtype": "PARAMETER"}, **{
-            part: {"weight_dtype": "BFLOAT_16"} for part in ("unet", "text_encoder")
-        }, epochs=2),
+        job(place, "bf16", **BF16, epochs=2),
+        job(place, "bf16, half", folder="bf16, two", **BF16, backup_before_save=True, epochs=1),
+        job(place, "bf16, rest", folder="bf16, two", **BF16, epochs=2, **again),
     ]  # fmt: skip
     return run_jobs(jobs)
 
@@ -299,6 +303,10 @@ def test_ema_off(runs, place):
 def test_tracks_of_16_bits(runs, place):
     tracks = runs["bf16"]["tracks"]
     assert {tensor.dtype for averages in tracks.values() for tensor in averages.values()} == {torch.bfloat16}
+    # rounded at random, and alike after a resume
+    rest = runs["bf16, rest"]["tracks"]
+    for sigma_rel, averages in tracks.items():
+        assert all(torch.equal(tensor, rest[sigma_rel][name]) for name, tensor in averages.items())
     [*_, last] = sorted((place / "bf16" / "workspace" / SNAPSHOT_FOLDER).iterdir())
     assert {tensor.dtype for tensor in load_file(last / "sigma_rel-0.05.safetensors").values()} == {torch.bfloat16}
 
