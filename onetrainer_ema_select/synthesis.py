@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,8 @@ from onetrainer_ema_select.tensor_set import Entry, StoredTensor, TensorSet, unr
 # takes twice as long, and with a quarter there are too many small steps (measured with 20 snapshots).
 _STACK_BYTES: Final = 5 << 20
 _SMALLEST_PIECE: Final = 1 << 12
-_WORKERS: Final = 2
+# Reading out of the cache of the system and adding take about the same time each.
+_WORKERS: Final = max(2, min(4, os.cpu_count() or 2))
 _SUM_TOLERANCE: Final = 1e-6
 
 
@@ -37,7 +39,7 @@ class Synthesis(TensorSet):
     ``reference + sum of coefficient * (snapshot - reference)``. The snapshots lie near each other, so the rounding
     is that of their distances, and the result is off by hardly more than its own rounding to float32.
 
-    Every byte of the files whose coefficient is not 0 is read once, beside one tensor about 10 MiB are held in
+    Every byte of the files whose coefficient is not 0 is read once, beside one tensor 5 MiB a thread are held in
     memory. A context manager, as it keeps the files open; not shared between threads.
     """
 
