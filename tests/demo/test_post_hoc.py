@@ -72,7 +72,15 @@ def runs(place: Path, run_jobs: RunJobs) -> dict[str, dict[str, Any]]:
         # the tracks of the backup at the end are written after those of 12 snapshots
         job(place, "full", backup_before_save=True, more={"full_disk": list(range(1, 40))}),
         job(place, "after full", folder="full", epochs=7, **again),
-        job(place, "whole", **INTERVAL),
+        job(place, "whole", **INTERVAL, ema_select={"milestones": "2 epochs"}),
+        job(
+            place,
+            "back",
+            folder="whole",
+            **(INTERVAL | {"epochs": 3}),
+            **again,
+            ema_select={"resume_backup": "2 epochs", "resume_leg": "back"},
+        ),
         job(place, "first", folder="two", **half),
         job(place, "second", folder="two", **INTERVAL, **again),
         # back to the middle, and on from there: what the second has left is of another line
@@ -239,6 +247,16 @@ def test_each_line_keeps_to_its_own_snapshots(runs, place):
     assert choose_end(workspace, "40", snapshots).record.stretch == third
     assert choose_end(workspace, "44", snapshots).record.stretch == second
     assert choose_end(workspace, "3 epochs", snapshots).step == 24
+
+
+def test_what_came_after_the_backup_that_was_gone_back_to_is_left_out(runs, place):
+    snapshots, _ = find_snapshots(place / "whole" / "workspace")
+    newest = snapshots[0]
+    [(before, until)] = [(stretch.id, stretch.until_step) for stretch in newest.record.line]
+    assert until == 16
+    assert max(one.step for one in snapshots if one.record.stretch == before) == 48
+    steps = [(one.record.stretch == before, one.step) for one in line_to(newest, snapshots)]
+    assert steps == [(True, 8), (True, 12), (True, 16), (False, 20), (False, 24)]
 
 
 def test_a_run_resumes_from_a_length_that_was_never_kept(runs, place):
