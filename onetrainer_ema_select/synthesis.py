@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,9 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from onetrainer_ema_select.errors import StoreError
@@ -24,7 +27,8 @@ from onetrainer_ema_select.tensor_set import Entry, StoredTensor, TensorSet, unr
 # takes twice as long, and with a quarter there are too many small steps (measured with 20 snapshots).
 _STACK_BYTES: Final = 5 << 20
 _SMALLEST_PIECE: Final = 1 << 12
-_WORKERS: Final = 2
+# Reading out of the cache of the system and adding take about the same time each.
+_WORKERS: Final = max(2, min(4, os.cpu_count() or 2))
 _SUM_TOLERANCE: Final = 1e-6
 
 
@@ -35,7 +39,7 @@ class Synthesis(TensorSet):
     ``reference + sum of coefficient * (snapshot - reference)``. The snapshots lie near each other, so the rounding
     is that of their distances, and the result is off by hardly more than its own rounding to float32.
 
-    Every byte of the files whose coefficient is not 0 is read once, beside one tensor about 10 MiB are held in
+    Every byte of the files whose coefficient is not 0 is read once, beside one tensor 5 MiB a thread are held in
     memory. A context manager, as it keeps the files open; not shared between threads.
     """
 
@@ -63,7 +67,7 @@ class Synthesis(TensorSet):
         contents = [read_safetensors(file)[0] for file in self.files]
         for file, content in zip(self.files, contents, strict=True):
             _check_alike(file, content, self.files[-1], contents[-1])
-        weights = torch.tensor([weight for _, weight in pairs[:-1]], dtype=torch.float32)
+        weights = np.array([weight for _, weight in pairs[:-1]], dtype=np.float32)
         self._workers: SimpleQueue[_Worker] = SimpleQueue()
         self._all: list[_Worker] = []
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="synthesis")
@@ -163,11 +167,11 @@ class _MixedTensor:
 class _Worker:
     """What one thread needs: the files, and memory for a piece of each."""
 
-    def __init__(self, files: Sequence[Path], weights: Tensor) -> None:
+    def __init__(self, files: Sequence[Path], weights: NDArray[np.float32]) -> None:
         self.piece = max(_STACK_BYTES // (4 * len(files)), _SMALLEST_PIECE)
         self._files = files
         self._weights = weights
-        self._stack = torch.empty(len(files), self.piece)
+        self._stack = np.empty((len(files), self.piece), dtype=np.float32)
         self._raw = torch.empty(0, dtype=torch.uint8)
         self._handles: list[FileIO] = []
         try:
@@ -178,17 +182,22 @@ class _Worker:
             raise unreadable(Path(error.filename), f"cannot be read ({error.strerror or error})") from error
 
     def mix(self, parts: Sequence[StoredTensor], first: int, last: int, mixed: Tensor) -> None:
-        """Read these elements of every file and write their mixture into `mixed`."""
+        """Read these elements of every file and write their mixture into `mixed`.
+
+        With numpy, which uses no threads of its own here: torch's would wait for each other after every step, and on
+        a busy machine that is most of the time.
+        """
         length = last - first
         for row, handle, part in zip(self._stack, self._handles, parts, strict=True):
-            self._read(handle, part, first, row[:length])
-        reference = self._stack[-1, :length]
+            self._read(handle, part, first, torch.from_numpy(row[:length]))
+        reference, total = self._stack[-1, :length], mixed.numpy()
         if len(parts) == 1:
-            mixed.copy_(reference)
+            total[:] = reference
             return
-        differences = self._stack[:-1, :length].sub_(reference)
-        torch.mv(differences.t(), self._weights, out=mixed)
-        mixed.add_(reference)
+        differences = self._stack[:-1, :length]
+        np.subtract(differences, reference, out=differences)
+        np.einsum("i,ij->j", self._weights, differences, out=total)
+        np.add(total, reference, out=total)
 
     def _read(self, handle: FileIO, part: StoredTensor, first: int, target: Tensor) -> None:
         dtype: torch.dtype = getattr(torch, part.dtype_name)

@@ -32,7 +32,7 @@ PAIRS = [
     *((page, CHINESE / page.name) for page in sorted(DOCS.glob("*.md")) if page.name not in NOT_TRANSLATED),
 ]
 
-VERBS = {"enable", "disable", "doctor", "train", "list", "inspect", "export", "compare", "demo"}
+VERBS = {"enable", "disable", "doctor", "train", "list", "inspect", "export", "synthesize", "compare", "demo"}
 KEYS = set(EmaSelectSettings.model_fields)
 # Named like settings, but they stand in the header of a model file, or in the folder of a model.
 METADATA = {
@@ -53,6 +53,8 @@ METADATA = {
     "accumulation",
     "images_per_step",
     "steps_per_epoch",
+    "sigma_rel",
+    "fit_error",
     "version",
     "json",
 }
@@ -161,6 +163,7 @@ SCENARIOS = (
     "export.md",
     "json.md",
     "python.md",
+    "post-hoc.md",
     "resume.md",
     "remove.md",
     "best.md",

@@ -91,6 +91,9 @@ def print_view(view: WorkspaceView, verdicts: Mapping[Path, Verdict], workspace:
         typer.echo(line)
 
 
+# Of snapshots, of which there may be hundreds.
+_STEPS_SHOWN = 12
+
 # What is said of a thing stands below it.
 _INDENT = " " * 9
 
@@ -198,7 +201,8 @@ def snapshot_lines(snapshots: Sequence[SnapshotView]) -> list[str]:
     said = f"Snapshots for post-hoc EMA: {len(snapshots)}, {size} together"
     if steps:
         shown = ", ".join(f"{sigma_rel:g}" for sigma_rel in lengths)
-        said += f", sigma_rel {shown}, of the steps {', '.join(map(str, steps))}"
+        which = ", ".join(map(str, steps)) if len(steps) <= _STEPS_SHOWN else f"{steps[0]} to {steps[-1]}"
+        said += f", sigma_rel {shown}, of the steps {which}"
     lines = wrapped(f"{said}.")
     for one in snapshots:
         if one.reason:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import uuid
 from collections.abc import Mapping, Sequence
@@ -232,8 +233,9 @@ class PostHoc:
             (folder / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
             return self._write(folder, f"{STATE_FOLDER.as_posix()}/")
         except Exception as error:  # noqa: BLE001 - a mistake of ours must not cost a backup
-            for file in (folder / STATE_FOLDER).glob("*.safetensors"):
-                file.unlink()
+            with contextlib.suppress(OSError):
+                for file in (folder / STATE_FOLDER).glob("*.safetensors"):
+                    file.unlink()
             self._session.reporter.problem(
                 f"The post-hoc tracks could not be kept in the backup {folder.name}. A run that is resumed from it "
                 "begins them anew. Check the disk space.",

@@ -221,9 +221,9 @@ class Session:
         self.failed_updates += 1
         if self.failed_updates == 1:
             self.reporter.problem(
-                f"The EMA{' and the post-hoc tracks' if self.post_hoc is not None else ''} could not be updated at "
-                f"optimizer step {optimization_step}; training goes on, and the following updates are tried. The EMA "
-                "of this run is not what its length says any more.",
+                f"The EMA could not be updated at optimizer step {optimization_step}; training goes on, and the "
+                "following updates are tried. The EMA of this run is not what its length says any more."
+                + (" The post-hoc tracks have missed that update too." if self.post_hoc is not None else ""),
                 error,
             )
 

@@ -91,16 +91,18 @@ SHARES = [(-1) ** number * (1 + number / 7) for number in range(SNAPSHOTS - 1)]
 SHARES.append(1 - sum(SHARES))
 
 PEAK = """
-import resource, sys
-from onetrainer_ema_select.synthesis import Synthesis
-shares, files = [float(x) for x in sys.argv[1].split()], sys.argv[2:]
+import sys
 from pathlib import Path
-mixed = Synthesis([Path(file) for file in files], shares)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from onetrainer_ema_select.synthesis import Synthesis
+
+def peak():  # not getrusage: there a process begins with its parent's
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+
+before = peak()
+mixed = Synthesis([Path(file) for file in sys.argv[2:]], [float(share) for share in sys.argv[1].split()])
 for name in mixed:
     mixed[name]
-largest = max(mixed.numel(name) * 4 for name in mixed)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 - largest)
+print(peak() - before - 4 * max(map(mixed.numel, mixed)))
 """
 
 

@@ -33,6 +33,10 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 ON = {"enabled": True, "post_hoc_sigma_rels": "0.05, 0.10", "post_hoc_every": "4 steps"}
 IMAGES = 6 * 8 * 4  # epochs, steps, batch size
+BF16 = {
+    "unet": {"weight_dtype": "BFLOAT_16"}, "text_encoder": {"weight_dtype": "BFLOAT_16"},
+    "ema_select": {"ema_dtype": "PARAMETER"},
+}  # fmt: skip
 #: No divisor of the 24 steps of a first half.
 INTERVAL = {"ema_update_step_interval": 5, "backup_before_save": True}
 
@@ -68,7 +72,15 @@ def runs(place: Path, run_jobs: RunJobs) -> dict[str, dict[str, Any]]:
         # the tracks of the backup at the end are written after those of 12 snapshots
         job(place, "full", backup_before_save=True, more={"full_disk": list(range(1, 40))}),
         job(place, "after full", folder="full", epochs=7, **again),
-        job(place, "whole", **INTERVAL),
+        job(place, "whole", **INTERVAL, ema_select={"milestones": "2 epochs"}),
+        job(
+            place,
+            "back",
+            folder="whole",
+            **(INTERVAL | {"epochs": 3}),
+            **again,
+            ema_select={"resume_backup": "2 epochs", "resume_leg": "back"},
+        ),
         job(place, "first", folder="two", **half),
         job(place, "second", folder="two", **INTERVAL, **again),
         # back to the middle, and on from there: what the second has left is of another line
@@ -114,9 +126,9 @@ def runs(place: Path, run_jobs: RunJobs) -> dict[str, dict[str, Any]]:
             ema_select={"post_hoc_sigma_rels": "0.05, 0.2"},
         ),
         job(place, "ema off", ema="OFF", epochs=1),
-        job(place, "bf16", ema_select={"ema_dtype": "PARAMETER"}, **{
-            part: {"weight_dtype": "BFLOAT_16"} for part in ("unet", "text_encoder")
-        }, epochs=2),
+        job(place, "bf16", **BF16, epochs=2),
+        job(place, "bf16, half", folder="bf16, two", **BF16, backup_before_save=True, epochs=1),
+        job(place, "bf16, rest", folder="bf16, two", **BF16, epochs=2, **again),
     ]  # fmt: skip
     return run_jobs(jobs)
 
@@ -170,16 +182,15 @@ def test_any_length_comes_out_of_the_snapshots(runs, place, sigma_rel):
 
 
 def test_of_a_long_run_it_is_nearly_exact(run_jobs, place):
-    steps, every = 5000, 100
-    more = {"sigma_rels": SIGMA_RELS, "images": steps * 4}
-    [(name, run)] = run_jobs(
-        [job(place, "long", epochs=steps // 8, ema_select={"post_hoc_every": f"{every} steps"}, more=more)]
-    ).items()
+    epochs, steps = 157, 157 * 32  # of one picture each, which costs least
+    more = {"sigma_rels": SIGMA_RELS, "images": steps}
+    keys = {"epochs": epochs, "batch_size": 1, "ema_select": {"post_hoc_every": "100 steps"}}
+    [(name, run)] = run_jobs([job(place, "long", more=more, **keys)]).items()
     for sigma_rel in SIGMA_RELS:
         mixture = mixture_of(place / name / "workspace", sigma_rel)
         error = relative_error(run, tensors_of(mixture), sigma_rel)
         print(f"sigma_rel {sigma_rel} of {len(mixture.line)} snapshots: {error:.5f}; profile {mixture.fit.error:.4f}")
-        assert len(mixture.line) == 50
+        assert [one.step for one in mixture.line] == [*range(100, steps, 100), steps]
         assert error <= 0.01
 
 
@@ -236,6 +247,16 @@ def test_each_line_keeps_to_its_own_snapshots(runs, place):
     assert choose_end(workspace, "40", snapshots).record.stretch == third
     assert choose_end(workspace, "44", snapshots).record.stretch == second
     assert choose_end(workspace, "3 epochs", snapshots).step == 24
+
+
+def test_what_came_after_the_backup_that_was_gone_back_to_is_left_out(runs, place):
+    snapshots, _ = find_snapshots(place / "whole" / "workspace")
+    newest = snapshots[0]
+    [(before, until)] = [(stretch.id, stretch.until_step) for stretch in newest.record.line]
+    assert until == 16
+    assert max(one.step for one in snapshots if one.record.stretch == before) == 48
+    steps = [(one.record.stretch == before, one.step) for one in line_to(newest, snapshots)]
+    assert steps == [(True, 8), (True, 12), (True, 16), (False, 20), (False, 24)]
 
 
 def test_a_run_resumes_from_a_length_that_was_never_kept(runs, place):
@@ -300,6 +321,10 @@ def test_ema_off(runs, place):
 def test_tracks_of_16_bits(runs, place):
     tracks = runs["bf16"]["tracks"]
     assert {tensor.dtype for averages in tracks.values() for tensor in averages.values()} == {torch.bfloat16}
+    # rounded at random, and alike after a resume
+    rest = runs["bf16, rest"]["tracks"]
+    for sigma_rel, averages in tracks.items():
+        assert all(torch.equal(tensor, rest[sigma_rel][name]) for name, tensor in averages.items())
     [*_, last] = sorted((place / "bf16" / "workspace" / SNAPSHOT_FOLDER).iterdir())
     assert {tensor.dtype for tensor in load_file(last / "sigma_rel-0.05.safetensors").values()} == {torch.bfloat16}
 

@@ -30,6 +30,9 @@ TYPED = {
     "milestones": "2 epochs, 25%",
     "milestone_keep": "3",
     "ema_half_life": "2 epochs",
+    "post_hoc_sigma_rels": "0.05, 0.10",
+    "post_hoc_every": "200 steps",
+    "resume_sigma_rel": "0.10",
     "resume_leg": "second try",
     "resume_backup": "some-backup",
 }
