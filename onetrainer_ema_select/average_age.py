@@ -53,6 +53,15 @@ def young_half_life(half_life: float, age: float | None) -> float:
     return half_life if age is None else half_life * (1.0 - math.log2(1.0 + 2.0**-age))
 
 
+def power_half_life(gamma: float, time: float) -> float:
+    """Return the half-life of a power-function average at a time, in the unit of the time.
+
+    The weights of time s count ``s ** gamma`` (Karras et al. 2024, arXiv 2312.02696, equation 2). The half of them by
+    weight that is younger is the last ``1 - 2 ** (-1 / (gamma + 1))`` of the time: it grows with the run.
+    """
+    return time * (1.0 - 2.0 ** (-1.0 / (gamma + 1.0)))
+
+
 def later_share(share: float, *, decay: float, updates: Iterable[int], at_least: float) -> float:
     """Return what is left of a share after further updates with OneTrainer's decay.
 

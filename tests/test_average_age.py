@@ -6,7 +6,13 @@ import math
 
 import pytest
 
-from onetrainer_ema_select.average_age import AverageAge, later_share, settled_age, young_half_life
+from onetrainer_ema_select.average_age import (
+    AverageAge,
+    later_share,
+    power_half_life,
+    settled_age,
+    young_half_life,
+)
 from onetrainer_ema_select.schedule import warmup_decay
 
 
@@ -68,3 +74,14 @@ def test_a_share_later_on_is_the_product_of_the_decays_to_come() -> None:
     share = later_share(0.9, decay=0.9999, updates=range(90_000, 91_000), at_least=0.5)
     assert share == pytest.approx(0.9 * math.prod(min((1 + k) / (10 + k), 0.9999) for k in range(90_000, 91_000)))
     assert 0.0 < later_share(0.9, decay=0.5, updates=range(10**9), at_least=0.5) < 0.5
+
+
+@pytest.mark.parametrize("gamma", [0.5, 6.94, 16.97])
+def test_half_of_a_power_function_average_is_of_its_half_life(gamma: float) -> None:
+    count = 100_000
+    weights = [((place + 0.5) / count) ** gamma for place in range(count)]
+    half, total, place = 0.0, sum(weights), count
+    while half < total / 2:
+        place -= 1
+        half += weights[place]
+    assert power_half_life(gamma, 500.0) == pytest.approx(500.0 * (count - place) / count, rel=1e-3)

@@ -153,7 +153,7 @@ def gap_lines(gap: ProductGap) -> list[str]:
     if gap.of_distance is not None and gap.of_ema is not None:
         lines += wrapped(
             "LoRA: the EMA averages its two factors, not their product. As far as this backup can tell, that leaves "
-            f"out about {_percent(gap.of_distance)} at most of the distance between the two sets, and "
+            f"out about {_percent(gap.of_distance)} of the distance between the two sets, and "
             f"{_percent(gap.of_ema)} of what the EMA adds to the model."
         )
     if gap.others:

@@ -162,7 +162,10 @@ class DriftWatch:
         """Each track's half-life as it is by now, in steps."""
         pace = self._tracks.pace
         now = run_average(self._session).half_life_at(step).steps
-        return {"EMA": now if pace is None else young_half_life(now, pace.age)}
+        lengths = {"EMA": now if pace is None else young_half_life(now, pace.age)}
+        if (post_hoc := self._session.post_hoc) is not None:
+            lengths |= {f"POST_HOC_{sigma_rel:g}": steps for sigma_rel, steps in post_hoc.half_lives().items()}
+        return lengths
 
     def _draw(self, draw: Callable[[Any], object]) -> None:
         """Draw in OneTrainer's TensorBoard, which its trainer has on the first process only."""

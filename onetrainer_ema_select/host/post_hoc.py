@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onetrainer_ema_select import __version__, store
+from onetrainer_ema_select.average_age import power_half_life
 from onetrainer_ema_select.errors import ResumeError
 from onetrainer_ema_select.host.announce import gigabytes
 from onetrainer_ema_select.host.length import images_per_step
@@ -28,6 +29,7 @@ from onetrainer_ema_select.manifest import (
     StretchRecord,
     write_manifest,
 )
+from onetrainer_ema_select.posthoc import gamma_from_sigma_rel
 from onetrainer_ema_select.power_tracks import PowerTracks
 from onetrainer_ema_select.schedule import Milestone, Position, Unit, due_milestones, parse_interval
 from onetrainer_ema_select.settings import EmaDtype, ResumeEma
@@ -155,6 +157,13 @@ class PostHoc:
     def time_of(self, optimization_step: int) -> float:
         """The tracks' time after an optimizer step (0-based)."""
         return self.images_at((optimization_step + 1) * self._accumulation)
+
+    def half_lives(self) -> dict[float, float]:
+        """How long each track is by now, in OneTrainer's steps."""
+        return {
+            sigma_rel: power_half_life(gamma_from_sigma_rel(sigma_rel), self.tracks.time) / self._images_per_step
+            for sigma_rel in self.tracks.sigma_rels
+        }
 
     # -- when --------------------------------------------------------------------------------------------
 

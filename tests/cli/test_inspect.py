@@ -241,7 +241,7 @@ def test_what_averaging_the_factors_of_a_lora_leaves_out(command: Command, tmp_p
     assert (found["layers"], found["other_layers"]) == (1, 0)
     out = flat(command("inspect", backup)[1])
     assert (
-        f"leaves out about {100 * gap / apart:.3g} % at most of the distance between the two sets, and "
+        f"leaves out about {100 * gap / apart:.3g} % of the distance between the two sets, and "
         f"{100 * gap / added:.3g} % of what the EMA adds to the model."
     ) in out
 

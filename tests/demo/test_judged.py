@@ -63,7 +63,7 @@ def runs(run_jobs, place):
 
 
 def curve(folder: Path, run: str = "") -> dict[str, list[tuple[int, float]]]:
-    """The validation losses that a training has drawn, by tag, as step and value; of the newest start in its workspace."""
+    """The validation losses that a training has drawn, by tag, as step and value; of the newest start there."""
     starts = sorted((folder / "workspace" / "tensorboard").iterdir(), key=lambda path: path.stat().st_ctime_ns)
     found: dict[str, list[tuple[int, float]]] = {}
     for line in (starts[0] / run / "scalars.jsonl").read_text(encoding="utf-8").splitlines():

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from onetrainer_ema_select.average_age import power_half_life
 from onetrainer_ema_select.cli.inspection import inspect_path
 from onetrainer_ema_select.cli.inspection_text import report_lines
 from onetrainer_ema_select.errors import BackupError, PostHocError
@@ -431,3 +432,14 @@ def test_without_a_backup_there_is_no_model_around_the_averages(runs, place, sta
     shutil.copytree(place / "plain" / "workspace" / "ema_select", tmp_path / "workspace" / "ema_select")
     with pytest.raises(PostHocError, match=r"no backup of their run to take the rest of the model from .there is no"):
         synthesize_module.synthesize(tmp_path / "workspace", tmp_path / "m", sigma_rel=0.08, onetrainer=standin)
+
+
+def test_the_lengths_of_the_tracks_are_drawn(runs, place):
+    del runs
+    lines = (place / "plain" / "workspace" / "ema_select" / "drift.jsonl").read_text(encoding="utf-8").splitlines()
+    looks = [look for look in map(json.loads, lines) if "distance" in look]
+    assert looks[-1]["step"] == IMAGES / 4
+    for look in looks:
+        for sigma_rel, gamma in ((0.05, 16.97), (0.1, 6.94)):
+            length = look[f"half_life_steps/POST_HOC_{sigma_rel:g}"]
+            assert length == pytest.approx(power_half_life(gamma, look["step"]), rel=1e-3)
