@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,7 @@ def test_it_is_made_of_what_led_to_the_backup(workspace: Path) -> None:
     assert found.mixture is not None
     assert [one.step for one in found.mixture.line] == [4, 8]  # not of what came after it
     assert found.mixture.end.path == workspace / "backup" / NAME
+    assert pickle.loads(pickle.dumps(found)) == found  # as it travels to the processes of other GPUs
     assert "That average is of sigma_rel 0.08 at step 8, from " in found.plan.sentence
     assert decision(workspace, resume_weights="EMA").mixture is None
 
