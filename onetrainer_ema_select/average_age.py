@@ -59,7 +59,7 @@ def power_half_life(gamma: float, time: float) -> float:
     The weights of time s count ``s ** gamma`` (Karras et al. 2024, arXiv 2312.02696, equation 2). The half of them by
     weight that is younger is the last ``1 - 2 ** (-1 / (gamma + 1))`` of the time: it grows with the run.
     """
-    return time * (1.0 - 2.0 ** (-1.0 / (gamma + 1.0)))
+    return time * (1.0 - math.pow(2.0, -1.0 / (gamma + 1.0)))
 
 
 def later_share(share: float, *, decay: float, updates: Iterable[int], at_least: float) -> float:

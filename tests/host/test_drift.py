@@ -74,6 +74,7 @@ class Run:
         data_set = SimpleNamespace(approximate_length=lambda: EPOCH)
         self.session: Any = SimpleNamespace(
             settings=parse_settings({"enabled": True, "ema_half_life": "20 steps" if pace else ""}),
+            post_hoc=None,
             config=SimpleNamespace(
                 output_dtype=SimpleNamespace(torch_dtype=lambda: file_dtype),
                 gradient_accumulation_steps=accumulation,
