@@ -10,7 +10,9 @@ What differs from case to case is only where the two tensors lie and how many bi
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,8 +21,15 @@ from torch import Tensor
 # cache when it is averaged, large enough that neither the interpreter's share of the time nor the threads'
 # waiting for each other after every piece shows (with 2**15 it takes 2.7 times as long; `tests/benchmarks`).
 _CACHE_CHUNK = 1 << 20
+# Of a parameter that several averages are made of, the piece that is read once for all of them. Three averages take
+# 2.5 times as long as one with it, and 3 times in one piece; much smaller ones cost more than they save.
+_SHARED_CHUNK = 1 << 20
 # Staging for parameters on another device: 16 MiB of float32, twice, whatever the size of the model.
 _TRANSFER_CHUNK = 1 << 22
+
+
+_Move: TypeAlias = tuple[Tensor, float]
+"""An average, and the weight that it is moved by."""
 
 
 class Averager:
@@ -36,7 +45,6 @@ class Averager:
         self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._staging: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
-    @torch.no_grad()
     def update(self, averages: Sequence[Tensor], parameters: Sequence[Tensor], *, weight: float, seed: int) -> None:
         """Move every average by ``weight`` of its distance to its parameter, in place.
 
@@ -47,56 +55,98 @@ class Averager:
             seed: Seeds the stochastic rounding of 16-bit averages. The global generators of torch are not
                 touched. The number of the update makes a resumed run round like an uninterrupted one.
         """
-        alike_averages: list[Tensor] = []
-        alike_parameters: list[Tensor] = []
-        rounded: dict[torch.device, torch.Generator] = {}
-        for average, parameter in zip(averages, parameters, strict=True):
-            parameter = parameter.detach()
-            if average.element_size() < 4:
-                generator = rounded.get(average.device)
-                if generator is None:
-                    generator = rounded[average.device] = torch.Generator(average.device).manual_seed(seed)
-                moved = average.float().lerp_(parameter.to(average.device, torch.float32), weight)
-                stochastic_round_(average, moved, generator=generator)
-            elif average.device == parameter.device and average.dtype == parameter.dtype:
-                alike_averages.append(average)
-                alike_parameters.append(parameter)
-            elif average.device == parameter.device:
-                self._update_converted(average, parameter, weight)
-            elif average.device.type == "cpu" and parameter.is_contiguous() and average.is_contiguous():
-                self._update_transferred(average.view(-1), parameter.view(-1), weight)
-            else:
-                average.lerp_(parameter.to(average.device, average.dtype), weight)
-        if alike_averages:
-            # One call for all: a single fused kernel a group on CUDA, and no interpreter between the
-            # thousands of small tensors of a LoRA on the CPU.
-            torch._foreach_lerp_(alike_averages, alike_parameters, weight)
+        self.update_several([averages], parameters, weights=[weight], seeds=[seed])
 
-    def _update_converted(self, average: Tensor, parameter: Tensor, weight: float) -> None:
+    @torch.no_grad()
+    def update_several(
+        self,
+        average_lists: Sequence[Sequence[Tensor | None]],
+        parameters: Sequence[Tensor],
+        *,
+        weights: Sequence[float],
+        seeds: Sequence[int],
+    ) -> None:
+        """Move several averages of each parameter, which is read, converted and transferred once for all of them.
+
+        Each average becomes, bit for bit, what `update` alone would have made of it.
+
+        Args:
+            average_lists: One list a track, each as long as ``parameters``; None where a track has no average of
+                that parameter.
+            parameters: Only read.
+            weights: ``1 - decay`` of each track.
+            seeds: Of each track, as in `update`.
+        """
+        alike: list[tuple[Tensor, list[_Move]]] = []
+        generators: dict[tuple[int, torch.device], torch.Generator] = {}
+        tracks = tuple(zip(weights, seeds, range(len(average_lists)), strict=True))
+        for *averages, parameter in list(zip(*average_lists, parameters, strict=True)):
+            parameter = parameter.detach()
+            same: list[_Move] = []
+            converted: list[_Move] = []
+            transferred: list[_Move] = []
+            full: Tensor | None = None
+            for weight, seed, track in tracks:
+                average = averages[track]
+                if average is None:
+                    continue
+                if average.element_size() < 4:
+                    generator = generators.get((track, average.device))
+                    if generator is None:
+                        generator = torch.Generator(average.device).manual_seed(seed)
+                        generators[track, average.device] = generator
+                    if full is None or full.device != average.device:
+                        full = parameter.to(average.device, torch.float32)
+                    moved = average.float().lerp_(full, weight)
+                    stochastic_round_(average, moved, generator=generator)
+                elif average.device == parameter.device:
+                    (same if average.dtype == parameter.dtype else converted).append((average, weight))
+                elif average.device.type == "cpu" and parameter.is_contiguous() and average.is_contiguous():
+                    transferred.append((average.view(-1), weight))
+                else:
+                    average.lerp_(parameter.to(average.device, average.dtype), weight)
+            if same:
+                alike.append((parameter, same))
+            if converted:
+                self._update_converted(converted, parameter)
+            if transferred:
+                self._update_transferred(transferred, parameter.view(-1))
+        if alike:
+            _update_alike(alike)
+
+    def _update_converted(self, moves: Sequence[_Move], parameter: Tensor) -> None:
         """Average a parameter of another dtype on the same device without a second copy of it."""
-        if not (average.is_contiguous() and parameter.is_contiguous()) or average.device.type != "cpu":
-            average.lerp_(parameter.to(average.dtype), weight)
+        dtype = moves[0][0].dtype
+        if parameter.device.type != "cpu" or not _all_contiguous(parameter, moves) or not _all_of(dtype, moves):
+            full: Tensor | None = None
+            for average, weight in moves:
+                if full is None or full.dtype != average.dtype:
+                    full = parameter.to(average.dtype)
+                average.lerp_(full, weight)
             return
-        key = (average.device, average.dtype)
+        key = (parameter.device, dtype)
         scratch = self._scratch.get(key)
         if scratch is None:
-            scratch = self._scratch[key] = torch.empty(_CACHE_CHUNK, dtype=average.dtype, device=average.device)
-        average_pieces = average.view(-1).split(_CACHE_CHUNK)
-        for average_piece, piece in zip(average_pieces, parameter.view(-1).split(_CACHE_CHUNK), strict=True):
+            scratch = self._scratch[key] = torch.empty(_CACHE_CHUNK, dtype=dtype, device=parameter.device)
+        pieces = [(average.view(-1).split(_CACHE_CHUNK), weight) for average, weight in moves]
+        for number, piece in enumerate(parameter.view(-1).split(_CACHE_CHUNK)):
             converted = scratch[: piece.numel()]
             converted.copy_(piece)
-            average_piece.lerp_(converted, weight)
+            for averages, weight in pieces:
+                averages[number].lerp_(converted, weight)
 
-    def _update_transferred(self, average: Tensor, parameter: Tensor, weight: float) -> None:
+    def _update_transferred(self, moves: Sequence[_Move], parameter: Tensor) -> None:
         """Average on the CPU a flat parameter of another device, the next piece travelling meanwhile.
 
         The copies are queued on the parameter's current stream, so they read it after the optimizer's
         kernels and before anything that the next step queues.
         """
         buffers = self._buffers(parameter)
-        pieces = zip(average.split(_TRANSFER_CHUNK), parameter.split(_TRANSFER_CHUNK), strict=True)
-        waiting: tuple[Tensor, Tensor, torch.cuda.Event | None] | None = None
-        for (average_piece, piece), buffer in zip(pieces, _alternate(buffers), strict=False):
+        pieces = [(average.split(_TRANSFER_CHUNK), weight) for average, weight in moves]
+        waiting: tuple[list[_Move], Tensor, torch.cuda.Event | None] | None = None
+        for number, (piece, buffer) in enumerate(
+            zip(parameter.split(_TRANSFER_CHUNK), _alternate(buffers), strict=False)
+        ):
             arrived = buffer[: piece.numel()]
             arrived.copy_(piece, non_blocking=arrived.is_pinned())
             event = None
@@ -104,18 +154,19 @@ class Averager:
                 event = torch.cuda.Event()
                 event.record(torch.cuda.current_stream(piece.device))
             if waiting is not None:
-                self._consume(*waiting, weight=weight)
-            waiting = (average_piece, arrived, event)
+                self._consume(*waiting)
+            waiting = ([(averages[number], weight) for averages, weight in pieces], arrived, event)
         if waiting is not None:
-            self._consume(*waiting, weight=weight)
+            self._consume(*waiting)
 
-    def _consume(self, average: Tensor, arrived: Tensor, event: torch.cuda.Event | None, *, weight: float) -> None:
+    def _consume(self, moves: Sequence[_Move], arrived: Tensor, event: torch.cuda.Event | None) -> None:
         if event is not None:
             event.synchronize()
-        if arrived.dtype == average.dtype:
-            average.lerp_(arrived, weight)
+        if _all_of(arrived.dtype, moves):
+            # By pieces that stay in the cache until the last of several averages has read them.
+            _update_alike([(arrived, list(moves))])
         else:
-            self._update_converted(average, arrived, weight)
+            self._update_converted(moves, arrived)
 
     def _buffers(self, parameter: Tensor) -> tuple[Tensor, Tensor]:
         buffers = self._staging.get(parameter.dtype)
@@ -125,6 +176,57 @@ class Averager:
             second = torch.empty(_TRANSFER_CHUNK, dtype=parameter.dtype, pin_memory=pinned)
             buffers = self._staging[parameter.dtype] = (first, second)
         return buffers
+
+
+def _update_alike(pairs: Sequence[tuple[Tensor, list[_Move]]]) -> None:
+    """Move averages that lie as their parameters do, in as few calls as possible.
+
+    One call for all: a single fused kernel a group on CUDA, and no interpreter between the thousands of small
+    tensors of a LoRA on the CPU. There, where a parameter has several averages, as many as the cache holds.
+    """
+    groups: dict[float, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+    waiting = 0
+
+    def flush() -> None:
+        for weight, (averages, parameters) in groups.items():
+            torch._foreach_lerp_(averages, parameters, weight)
+        groups.clear()
+
+    for parameter, moves in pairs:
+        shared = parameter.device.type == "cpu" and len(moves) > 1
+        if not shared or parameter.numel() <= 2 * _SHARED_CHUNK or not _all_contiguous(parameter, moves):
+            for average, weight in moves:
+                groups[weight][0].append(average)
+                groups[weight][1].append(parameter)
+        else:
+            pieces = parameter.view(-1).split(_SHARED_CHUNK)
+            split = [(average.view(-1).split(_SHARED_CHUNK), weight) for average, weight in moves]
+            for number, piece in enumerate(pieces):
+                for averages, weight in split:
+                    averages[number].lerp_(piece, weight)
+            continue
+        waiting += parameter.numel() if shared else 0
+        if waiting >= _SHARED_CHUNK:
+            flush()
+            waiting = 0
+    flush()
+
+
+def _all_contiguous(parameter: Tensor, moves: Sequence[_Move]) -> bool:
+    return parameter.is_contiguous() and all(average.is_contiguous() for average, _ in moves)
+
+
+def _all_of(dtype: torch.dtype, moves: Sequence[_Move]) -> bool:
+    return all(average.dtype == dtype for average, _ in moves)
+
+
+def wait_for_transfers() -> None:
+    """Wait for copies that a host with layer offloading has queued on streams of its own.
+
+    It points ``.data`` at a buffer before the contents have arrived there; only the device can tell when they have.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _alternate(buffers: tuple[Tensor, Tensor]) -> Iterator[Tensor]:

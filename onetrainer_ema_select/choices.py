@@ -29,6 +29,13 @@ class SaveSets(Choice):
     NON_EMA = "NON_EMA"
 
 
+class SaveRounding(Choice):
+    """How saves of 16 bits are rounded."""
+
+    NEAREST = "NEAREST"
+    STOCHASTIC = "STOCHASTIC"
+
+
 class MilestoneBackups(Choice):
     """Which milestones leave a backup that is kept."""
 

@@ -158,6 +158,10 @@ class ReportError(EmaSelectError):
     """The page of a run could not be made or written."""
 
 
+class PostHocError(EmaSelectError, ValueError):
+    """A post-hoc EMA was asked for that cannot be made."""
+
+
 class CloudError(EmaSelectError):
     """The plugin could not be brought onto a cloud machine, or its files not home from there."""
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from onetrainer_ema_select.errors import ManifestError
 from onetrainer_ema_select.origin import install_source
+from onetrainer_ema_select.validation import ValidationRecord
 
 FOLDER = "ema_select"
 """The plugin's folder, inside a backup and inside a workspace."""
@@ -23,6 +24,7 @@ VERSION = 1
 _MAX_BYTES = 64 * 1024 * 1024
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Images = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Record(BaseModel):
@@ -53,6 +55,7 @@ class EmaRecord(_Record):
         accumulation: Batches of an optimizer step.
         images_per_step: Images of a batch on every GPU.
         steps_per_epoch: Batches of an epoch.
+        start_share: Share of what the average began with, over all legs that continued it.
     """
 
     file: str
@@ -67,14 +70,72 @@ class EmaRecord(_Record):
     accumulation: Annotated[int, Field(ge=1, le=2**53)] | None = None
     images_per_step: Annotated[int, Field(ge=1, le=2**53)] | None = None
     steps_per_epoch: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    start_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
 
     @field_validator("file")
     @classmethod
     def _stays_inside(cls, value: str) -> str:
-        path = value.replace("\\", "/")
-        if path.startswith("/") or ":" in path or ".." in path.split("/"):
-            raise ValueError(f"the path {value!r} leads out of the folder it describes")
-        return value
+        return _inside(value)
+
+
+def _inside(value: str) -> str:
+    path = value.replace("\\", "/")
+    if path.startswith("/") or ":" in path or ".." in path.split("/"):
+        raise ValueError(f"the path {value!r} leads out of the folder it describes")
+    return value
+
+
+class PowerTrackRecord(_Record):
+    """One power-function track.
+
+    Attributes:
+        sigma_rel: Its length.
+        file: Path relative to the folder that the manifest describes.
+        begun_at: Images when it began; the weights of that moment stand for all before.
+    """
+
+    sigma_rel: Annotated[float, Field(gt=0, lt=1)]
+    file: str
+    begun_at: Images = 0.0
+
+    @field_validator("file")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        return _inside(value)
+
+
+class StretchRecord(_Record):
+    """What one start of the program has trained, up to the step from which the next one went on."""
+
+    id: str
+    until_step: Count
+
+
+class PostHocRecord(_Record):
+    """The power-function tracks of a moment: of a snapshot, or what a backup goes on from.
+
+    Attributes:
+        tracks: The tracks, the shortest first.
+        dtype: As :attr:`EmaRecord.dtype`.
+        images: Images that the run has trained on by then, counted from its beginning, or from the last
+            ``resume_ema: RESTART``.
+        time: The same at the last update of the tracks.
+        updates: Updates so far.
+        interval: Images from one update to the next.
+        update_step_interval: The same in optimizer steps.
+        stretch: The start of the program that it was made in.
+        line: The stretches before that led there. What others have trained belongs to another line.
+    """
+
+    tracks: tuple[PowerTrackRecord, ...]
+    dtype: str
+    images: Images
+    time: Images
+    updates: Count
+    interval: Images
+    update_step_interval: Count
+    stretch: str
+    line: tuple[StretchRecord, ...] = ()
 
 
 class ParkedRecord(_Record):
@@ -99,26 +160,30 @@ class LegRecord(_Record):
         choices: The choices that began it; None for a run that was not resumed.
         began_from: Name of the backup it began from, empty for a fresh start.
         began_at_step: The host's ``global_step`` then.
+        best: The set that ``resume_weights`` ``BEST`` came to; empty for any other choice.
     """
 
     id: str = ""
     choices: dict[str, str] | None = None
     began_from: str = ""
     began_at_step: Count = 0
+    best: str = ""
 
 
 class Manifest(_Record):
-    """All that the plugin knows of a backup or a parked average.
+    """All that the plugin knows of a backup, a parked average, or a snapshot of post-hoc tracks.
 
     Attributes:
+        post_hoc: The power-function tracks of that moment; None where none are kept.
         pending_milestones: Milestones that were due when a backup was made, and not saved yet.
         milestones: Of a backup that was pinned, the milestones it was pinned for.
+        validation: Losses of both sets, of the last validation of the leg; None where there was none.
     """
 
     format: Literal["onetrainer-ema-select"] = "onetrainer-ema-select"
     # Strict: what pydantic would turn into a number, such as 2.0, must not slip past the check of the version.
     version: Annotated[int, Field(strict=True, ge=1, le=VERSION)] = VERSION
-    kind: Literal["backup", "parked"]
+    kind: Literal["backup", "parked", "snapshot"]
     plugin_version: str
     onetrainer_commit: str = ""
     created: str = Field(default_factory=lambda: datetime.datetime.now().astimezone().isoformat(timespec="seconds"))
@@ -130,16 +195,20 @@ class Manifest(_Record):
     training_method: str = ""
     parameters: tuple[ParameterRecord, ...]
     ema: EmaRecord | None = None
+    post_hoc: PostHocRecord | None = None
     leg: LegRecord = LegRecord()
     parked: tuple[ParkedRecord, ...] = ()
     pending_milestones: tuple[str, ...] = ()
     milestones: tuple[str, ...] = ()
+    validation: ValidationRecord | None = None
 
     @property
     def sets(self) -> tuple[str, ...]:
         """Names of the sets that are there, as in configs: ``EMA``, ``NON_EMA``."""
         if self.kind == "parked":
             return ("EMA",)
+        if self.kind == "snapshot":
+            return ("POST_HOC",)
         return ("NON_EMA",) if self.ema is None else ("NON_EMA", "EMA")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from onetrainer_ema_select.errors import ManifestError
 from onetrainer_ema_select.origin import PACKAGE
-from onetrainer_ema_select.recognise import MODEL_INDEX, enclosing_backup, is_parked
+from onetrainer_ema_select.recognise import MODEL_INDEX, enclosing_backup, is_parked, is_snapshot
 
 _LORA_LEAF = re.compile(
     r"\.(lora_(down|up|A|B)(\.\w+)?\.weight|lora[._](down|up)\.weight|alpha|dora_scale|hada_\w+|lokr_\w+|oft_\w+(\.weight)?"
@@ -58,14 +58,27 @@ PARKED = Kind(
 )
 
 
+def snapshot_kind(folder: Path) -> Kind:
+    """Of a snapshot of post-hoc tracks."""
+    workspace = folder.parents[3] if len(folder.parents) > 3 else Path("WORKSPACE")
+    text = f'"{workspace}"' if " " in str(workspace) else str(workspace)
+    return Kind(
+        "snapshot",
+        "Post-hoc tracks of one moment, out of which an EMA of any length is made; not a model that can be used:",
+        f"{PACKAGE} synthesize {text} --at {folder.name} --sigma-rel 0.10 --output MODEL",
+    )
+
+
 def kind_of(path: Path, names: Collection[str]) -> Kind:
     """What a model is, as well as its place and its tensors' names can tell."""
     around = enclosing_backup(path)
     if around is not None:
         part = "A backup's internal LoRA" if path.parent.name == "lora" else "A part of a backup"
         return Kind("backup-part", f"{part}, not a model: export the backup:", export_command(around, ema=True))
-    if path.is_file() and _is_parked(path.parent):
+    if path.is_file() and _is(is_parked, path.parent):
         return PARKED
+    if path.is_file() and _is(is_snapshot, path.parent):
+        return snapshot_kind(path.parent)
     if path.is_dir():
         if (path / MODEL_INDEX).is_file():
             return Kind(
@@ -81,9 +94,9 @@ def kind_of(path: Path, names: Collection[str]) -> Kind:
     return _kind_of_names(names)
 
 
-def _is_parked(folder: Path) -> bool:
+def _is(kind: Callable[[Path], bool], folder: Path) -> bool:
     try:
-        return is_parked(folder)
+        return kind(folder)
     except ManifestError:
         return False
 

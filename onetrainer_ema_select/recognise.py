@@ -11,6 +11,7 @@ from onetrainer_ema_select.workspace import (
     BACKUP_FOLDER,
     FOLDER_METADATA,
     MILESTONE_FOLDER,
+    SNAPSHOT_FOLDER,
     folders_in,
     newest_complete_backup,
 )
@@ -32,12 +33,26 @@ def is_parked(path: Path) -> bool:
     return manifest is not None and manifest.kind == "parked"
 
 
+def is_snapshot(path: Path) -> bool:
+    """Whether this is the folder of a snapshot of post-hoc tracks.
+
+    Raises:
+        ManifestError: If it has a manifest that cannot be read.
+    """
+    if not (path / MANIFEST_NAME).is_file() or (path / FOLDER).is_dir():
+        return False
+    manifest = read_manifest(path)
+    return manifest is not None and manifest.kind == "snapshot"
+
+
 def is_backup(path: Path) -> bool:
     """Whether this is a backup, whole or not: by what only a backup has, or by its name and where it is."""
     if not path.is_dir():
         return False
     if (path / META_FILE).is_file() or (path / "optimizer").is_dir() or (path / "onetrainer_config").is_dir():
         return True
+    if path.parent.parts[-2:] == SNAPSHOT_FOLDER.parts[-2:]:
+        return False
     return path.parent.name == BACKUP_FOLDER and BACKUP_NAME.match(path.name) is not None
 
 
@@ -63,6 +78,12 @@ def refuse_other(path: Path) -> None:
         )
     if is_backup(path) or is_parked(path):
         return
+    if is_snapshot(path):
+        raise BackupError(
+            f"{path} is a snapshot of post-hoc tracks, not a backup. Make a model of any length out of it: "
+            f"`onetrainer-ema-select synthesize WORKSPACE --at {path.name} --sigma-rel 0.10 --output MODEL`.",
+            path=path,
+        )
     if around is not None:
         raise BackupError(f"{path} is a part of a backup, not the backup itself. Give its folder: {around}", path=path)
     if (path / BACKUP_FOLDER).is_dir() or (path / FOLDER).is_dir() or path.name == BACKUP_FOLDER:

@@ -18,6 +18,7 @@ from onetrainer_ema_select.settings import (
     ResumeWeights,
     WeightSet,
 )
+from onetrainer_ema_select.validation import ValidationRecord
 
 
 class EmaSource(Enum):
@@ -65,6 +66,8 @@ class ResumePlan:
         reset_optimizer: Whether the optimizer starts anew.
         leg: The leg that the run's backups belong to.
         sentence: What was decided and why, for people.
+        sigma_rel: Of the post-hoc average that becomes the live weights in the place of ``weights``; else None.
+        restarts: Whether all averages begin anew because that was asked for.
     """
 
     weights: WeightSet
@@ -73,17 +76,23 @@ class ResumePlan:
     reset_optimizer: bool
     leg: LegRecord
     sentence: str
+    sigma_rel: float | None = None
+    restarts: bool = False
 
 
 def resume_choices(settings: EmaSelectSettings) -> dict[str, str]:
     """The choices that begin a leg, as they are recorded in manifests."""
-    return {
+    choices = {
         "resume_weights": str(settings.resume_weights),
         "resume_backup": settings.resume_backup,
         "resume_optimizer": str(settings.resume_optimizer),
         "resume_ema": str(settings.resume_ema),
         "resume_leg": settings.resume_leg,
     }
+    if settings.resume_weights is ResumeWeights.POST_HOC and settings.resume_length is not None:
+        # Only there: manifests of versions that did not know the key name the same choices without it.
+        choices["resume_sigma_rel"] = f"{settings.resume_length:g}"
+    return choices
 
 
 _PLAIN_CHOICES = resume_choices(EmaSelectSettings())
@@ -153,6 +162,8 @@ def _continue_leg(
             f" The resume_* choices were applied at step {began.began_at_step} and are not applied twice; "
             "set ema_select.resume_leg to a new text to apply them again."
         )
+        if began.best:
+            reason += f" BEST was {'EMA' if began.best == str(WeightSet.EMA) else 'non-EMA'} then."
     return ResumePlan(
         WeightSet.NON_EMA,
         ema,
@@ -165,24 +176,87 @@ def _continue_leg(
 
 
 def _begin_leg(settings: EmaSelectSettings, backup: BackupContents, *, ema_on: bool) -> ResumePlan:
-    weights = WeightSet.EMA if settings.resume_weights is ResumeWeights.EMA else WeightSet.NON_EMA
+    chosen = ""
+    if settings.resume_weights is ResumeWeights.BEST:
+        weights, chosen = _best(backup)
+    else:
+        weights = WeightSet.EMA if settings.resume_weights is ResumeWeights.EMA else WeightSet.NON_EMA
     if weights is WeightSet.EMA and not backup.holds_ema:
         raise ResumeError(_no_ema_message(backup), key="resume_weights", expected="EMA", found="NON_EMA")
-    ema, average = _average(backup, ema_on=ema_on, restart=settings.resume_ema is ResumeEma.RESTART)
+    restart = settings.resume_ema is ResumeEma.RESTART
+    ema, average = _average(backup, ema_on=ema_on, restart=restart)
     reset = settings.resume_optimizer is ResumeOptimizer.RESET
     optimizer = "the optimizer starts anew" if reset else "the optimizer state was kept"
+    sigma_rel = settings.resume_length if settings.resume_weights is ResumeWeights.POST_HOC else None
     loaded = "EMA" if weights is WeightSet.EMA else "non-EMA"
+    if sigma_rel is not None:
+        loaded = f"post-hoc EMA (sigma_rel {sigma_rel:g})"
     other = ""
-    if weights is WeightSet.EMA:
+    if weights is WeightSet.EMA or sigma_rel is not None:
         other = " (its non-EMA weights stay in that backup)"
     return ResumePlan(
         weights,
         ema,
         park=not ema_on and backup.holds_ema,
         reset_optimizer=reset,
-        leg=LegRecord(choices=resume_choices(settings), began_from=backup.name, began_at_step=backup.step),
-        sentence=f"Resumed from {_name(backup)}: its {loaded} weights were loaded{other}, {average}, and {optimizer}.",
+        leg=LegRecord(
+            choices=resume_choices(settings),
+            began_from=backup.name,
+            began_at_step=backup.step,
+            best=str(weights) if chosen else "",
+        ),
+        sentence=f"Resumed from {_name(backup)}: its {loaded} weights were loaded{other}, {average}, and {optimizer}."
+        f"{chosen}",
+        sigma_rel=sigma_rel,
+        restarts=restart,
     )
+
+
+def _best(backup: BackupContents) -> tuple[WeightSet, str]:
+    """The set with the lower validation loss, and the sentence that says so.
+
+    Raises:
+        ResumeError: If the backup does not tell.
+    """
+    record = backup.manifest.validation if backup.manifest is not None else None
+    if not backup.holds_ema:
+        problem = "holds one set only, non-EMA, so there is nothing to choose from"
+    elif backup.manifest is None:
+        problem = "was made without the plugin, so it says nothing of the validation loss of its two sets"
+    elif record is None:
+        problem = (
+            "says nothing of the validation loss of its two sets: in its leg of the run there was no validation "
+            "before it was made"
+        )
+    elif record.better is None and record.ema is None:
+        problem = (
+            f"says that neither set's validation loss was a finite number at step {record.step}, so none is better"
+        )
+    else:
+        return _better(record, backup)
+    raise ResumeError(
+        f"ema_select.resume_weights is BEST, but {_name(backup)} {problem}. Set ema_select.resume_weights to EMA or "
+        "NON_EMA, or name a backup in ema_select.resume_backup that knows both losses (`onetrainer-ema-select list "
+        "WORKSPACE` names the better set of each). Backups know them where OneTrainer's validation is on (validation: "
+        "true, and a concept of the type VALIDATION) and EMA too.",
+        key="resume_weights",
+        expected="validation losses of both sets",
+        found="none",
+    )
+
+
+def _better(record: ValidationRecord, backup: BackupContents) -> tuple[WeightSet, str]:
+    age = backup.step - record.step
+    when = f"measured at step {record.step}"
+    if age > 0:
+        when += f", {age} {'step' if age == 1 else 'steps'} before the backup"
+    if record.better is None:
+        return WeightSet.NON_EMA, (
+            f" BEST: the validation loss of both sets is {record.losses_text}, {when}; where they are the same, "
+            "non-EMA is taken."
+        )
+    name = "EMA" if record.better is WeightSet.EMA else "non-EMA"
+    return record.better, f" BEST is {name} by validation loss: {record.losses_text} ({record.sure_text}), {when}."
 
 
 def _average(backup: BackupContents, *, ema_on: bool, restart: bool) -> tuple[EmaSource, str]:

@@ -148,6 +148,30 @@ def parse_milestones(text: str) -> tuple[Milestone, ...]:
     return tuple(milestones)
 
 
+def parse_interval(text: str) -> Milestone | None:
+    """Read how often something comes: ``200 steps``, ``1 epochs``; an ``every`` before it is accepted.
+
+    Returns:
+        The repeating point; None for an empty text.
+
+    Raises:
+        ValueError: It cannot be read; the message says why.
+    """
+    words = " ".join(unicodedata.normalize("NFKC", text).split())
+    if not words:
+        return None
+    if "," in words:
+        raise ValueError("there is more than one interval")
+    if words.endswith("%"):
+        raise ValueError(f'"{words}" is a share of the run, not an interval (write epochs or steps)')
+    parsed = parse_piece(words if is_repeating(words.lower()) else f"every {words}")
+    if isinstance(parsed, Milestone):
+        return parsed
+    if re.fullmatch(r"[0-9]+", words):
+        parsed = "has no unit (epochs or steps)"
+    raise ValueError(f'"{words}" {parsed.replace("a milestone", "an interval")}')
+
+
 def parse_piece(words: str) -> Milestone | str:
     """Read one piece of a list of milestones; return what is wrong with it if it cannot be read."""
     match = PIECE.fullmatch(words)

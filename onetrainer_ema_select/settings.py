@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from onetrainer_ema_select import length, schedule
+from onetrainer_ema_select import length, posthoc, schedule
 from onetrainer_ema_select.choices import (
     Choice,
     EmaDtype,
@@ -16,14 +16,17 @@ from onetrainer_ema_select.choices import (
     ResumeEma,
     ResumeOptimizer,
     ResumeWeights,
+    SaveRounding,
     SaveSets,
     WeightSet,
 )
 from onetrainer_ema_select.errors import SECTION, SettingProblem, SettingsError
 from onetrainer_ema_select.settings_advice import (
+    INVALID_INTERVAL,
     INVALID_LENGTH,
     INVALID_MILESTONES,
-    NOT_YET,
+    INVALID_SIGMA_REL,
+    INVALID_SIGMA_RELS,
     section_problem,
     unknown_key_problem,
     value_problem,
@@ -38,6 +41,7 @@ __all__ = [
     "ResumeEma",
     "ResumeOptimizer",
     "ResumeWeights",
+    "SaveRounding",
     "SaveSets",
     "WeightSet",
     "allowed_values",
@@ -50,22 +54,20 @@ if TYPE_CHECKING:
 VERSION_KEY: Final = "__version"
 """OneTrainer writes it into every section; it says nothing about ours."""
 
-LATER: Final[Mapping[str, tuple[Choice, ...]]] = {
-    "resume_weights": (ResumeWeights.BEST, ResumeWeights.POST_HOC),
-}
-"""Values that a later version will accept."""
 
-DEFAULT_ONLY: Final = (
-    "resume_sigma_rel",
-    "post_hoc_sigma_rels",
-    "post_hoc_every",
-)
-"""Keys that a later version will let be set."""
+def _read_sigma_rel(text: str) -> float | None:
+    found = posthoc.parse_sigma_rels(text)
+    if len(found) > 1:
+        raise ValueError("there is more than one length")
+    return found[0] if found else None
 
 
 READ: Final[Mapping[str, tuple[Callable[[str], object], LiteralString]]] = {
     "milestones": (schedule.parse_milestones, INVALID_MILESTONES),
     "ema_half_life": (length.parse_half_life, INVALID_LENGTH),
+    "resume_sigma_rel": (_read_sigma_rel, INVALID_SIGMA_REL),
+    "post_hoc_sigma_rels": (posthoc.parse_sigma_rels, INVALID_SIGMA_RELS),
+    "post_hoc_every": (schedule.parse_interval, INVALID_INTERVAL),
 }
 """Keys whose text is read by a function, and the kind of error of what that one refuses."""
 
@@ -103,6 +105,14 @@ class EmaSelectSettings(BaseModel):
         "beside it with -non-ema or -ema in its name. Change it when other tools pick up OneTrainer's file "
         "name and should get the non-EMA weights.",
     )
+    save_rounding: SaveRounding = Field(
+        default=SaveRounding.NEAREST,
+        title="Rounding At 16 Bits",
+        description="How weights of 32 bits come into saves of 16: NEAREST rounds each to the nearest number that "
+        "there is, which can lose what a slow EMA has moved; STOCHASTIC rounds up or down at random, so that it is "
+        "kept on average, with more noise on each weight. Saves of 32 bits need neither: set OneTrainer's output "
+        "data type to float32 where you can.",
+    )
     milestones: str = Field(
         default="",
         title="Milestones",
@@ -129,8 +139,8 @@ class EmaSelectSettings(BaseModel):
         default=ResumeWeights.NON_EMA,
         title="Resume From",
         description="Which weights a resumed run starts from: NON_EMA goes on where training stood, EMA "
-        "goes on from the averaged weights, BEST from the set with the lower validation loss, POST_HOC "
-        "from an average of another length.",
+        "goes on from the averaged weights, BEST from the set with the lower validation loss (it needs "
+        "OneTrainer's validation), POST_HOC from an average of another length.",
     )
     resume_backup: str = Field(
         default="",
@@ -215,14 +225,15 @@ class EmaSelectSettings(BaseModel):
             raise PydanticCustomError(kind, "{reason}", {"reason": str(error)}) from error
         return value
 
-    @field_validator(*LATER, *DEFAULT_ONLY)
-    @classmethod
-    def refuse_later(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse what only a later version can do, rather than pass over it without a word."""
-        key = str(info.field_name)
-        if value in LATER.get(key, ()) or (key in DEFAULT_ONLY and value != cls.model_fields[key].default):
-            raise PydanticCustomError(NOT_YET, "not in this version yet")
-        return value
+    @property
+    def resume_length(self) -> float | None:
+        """``resume_sigma_rel`` as a number; None where it is empty."""
+        return _read_sigma_rel(self.resume_sigma_rel)
+
+    @property
+    def post_hoc_lengths(self) -> tuple[float, ...]:
+        """``post_hoc_sigma_rels`` as numbers, the shortest first."""
+        return posthoc.parse_sigma_rels(self.post_hoc_sigma_rels)
 
     def pinned_milestones(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return those of milestones that leave a backup, by ``milestone_backups``."""
@@ -252,12 +263,10 @@ class EmaSelectSettings(BaseModel):
 
 
 def allowed_values(key: str) -> tuple[str, ...] | None:
-    """Return what a key accepts in this version, as it is typed; None if that cannot be listed."""
+    """Return what a key accepts, as it is typed; None if that cannot be listed."""
     field = EmaSelectSettings.model_fields[key]
-    if key in DEFAULT_ONLY:
-        return (str(field.default),)
     if isinstance(field.default, Choice):
-        return tuple(str(choice) for choice in type(field.default) if choice not in LATER.get(key, ()))
+        return tuple(str(choice) for choice in type(field.default))
     if isinstance(field.default, bool):
         return ("true", "false")
     return None

@@ -13,14 +13,27 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from onetrainer_ema_select.errors import SECTION, SettingProblem
+from onetrainer_ema_select.posthoc import LONGEST, SHORTEST
 
-NOT_YET: Final = "not_yet"
 INVALID_MILESTONES: Final = "invalid_milestones"
 INVALID_LENGTH: Final = "invalid_length"
+INVALID_SIGMA_REL: Final = "invalid_sigma_rel"
+INVALID_SIGMA_RELS: Final = "invalid_sigma_rels"
+INVALID_INTERVAL: Final = "invalid_interval"
 LONGEST_SHOWN: Final = 80
 EMPTY: Final = "an empty text"
-HALF_LIFE: Final = "ema_half_life"
-LENGTHS: Final = "2 epochs, 0.5 epochs, 5000 images, 800 steps and the like, or an empty text"
+READ_BY_US: Final = frozenset(
+    {INVALID_MILESTONES, INVALID_LENGTH, INVALID_SIGMA_REL, INVALID_SIGMA_RELS, INVALID_INTERVAL}
+)
+"""What pydantic says of these is the end of a sentence."""
+ALLOWED_TEXTS: Final[Mapping[str, str]] = {
+    "milestones": "10 epochs, 4000 steps, 25%, every 5 epochs, every 500 steps and the like, separated by commas",
+    "ema_half_life": "2 epochs, 0.5 epochs, 5000 images, 800 steps and the like, or an empty text",
+    "resume_sigma_rel": f"a number from {SHORTEST} to {LONGEST}, or an empty text",
+    "post_hoc_sigma_rels": f"numbers from {SHORTEST} to {LONGEST}, separated by commas, or an empty text",
+    "post_hoc_every": "200 steps, 1 epochs and the like, or an empty text",
+}
+"""What a key accepts whose text is read by a function."""
 UNQUOTED: Final = re.compile(r"[\w.,:/%+=-]*")
 # Special to some shell within double quotes too.
 SPECIAL: Final = re.compile(r"[\"$`!\\\x00-\x1f\ud800-\udfff]")
@@ -68,18 +81,16 @@ def value_problem(
         key: The key it was given for.
         details: What pydantic says about it.
         field: The key's field.
-        allowed: All values the key accepts in this version, if they can be listed.
+        allowed: All values the key accepts, if they can be listed.
     """
     found = shown(details["input"])
-    if details["type"] == NOT_YET:
-        found = f"{found}, which is not in this version yet"
-    elif details["type"] in (INVALID_MILESTONES, INVALID_LENGTH):
+    if details["type"] in READ_BY_US:
         found = f"{found}, in which {details['msg']}"
     if allowed is None:
         return SettingProblem(
             key=key,
             found=found,
-            expected=f"allowed: {LENGTHS if key == HALF_LIFE else kind(field)}",
+            expected=f"allowed: {ALLOWED_TEXTS.get(key) or kind(field)}",
             advice=f"type for example {option(key, example(field))}",
         )
     if len(allowed) == 1:
@@ -99,8 +110,6 @@ def value_problem(
 
 def kind(field: FieldInfo) -> str:
     """Say what a key accepts when its values cannot be listed."""
-    if field.examples and "," in str(field.examples[0]):
-        return "10 epochs, 4000 steps, 25%, every 5 epochs, every 500 steps and the like, separated by commas"
     return "a whole number, 0 or more" if isinstance(field.default, int) else "a text"
 
 

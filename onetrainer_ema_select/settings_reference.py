@@ -10,8 +10,6 @@ import sys
 from typing import Final
 
 from onetrainer_ema_select.settings import (
-    DEFAULT_ONLY,
-    LATER,
     SECTION,
     EmaSelectSettings,
     allowed_values,
@@ -58,12 +56,6 @@ def chapter(key: str) -> list[str]:
     """Return the heading and the blocks of one key."""
     field = EmaSelectSettings.model_fields[key]
     blocks = [f"## `{key}`", f"**{field.title}.** {field.description}"]
-    if key in DEFAULT_ONLY:
-        blocks.append("*Not in this version yet: it can only be left as it is.*")
-        return blocks
-    if key in LATER:
-        later = ", ".join(code(str(choice)) for choice in LATER[key])
-        blocks.append(f"*Not in this version yet: {later}.*")
     blocks.append(f"Default: {code(default(key))}. Example: `{option(key, sample(key))}`")
     return blocks
 
@@ -82,16 +74,11 @@ def default(key: str) -> str:
 
 def allowed(key: str) -> str:
     """Return what a key accepts, for the table."""
-    if key in DEFAULT_ONLY:
-        return "not in this version yet"
     values = allowed_values(key)
     if values is None:
         field = EmaSelectSettings.model_fields[key]
         what = kind(field) if isinstance(field.default, int) else "text"
         return f"{what}, for example `{example(field)}`"
-    if key in LATER:
-        later = ", ".join(code(str(choice)) for choice in LATER[key])
-        return f"{', '.join(map(code, values))} (not in this version yet: {later})"
     return ", ".join(map(code, values))
 
 

@@ -6,10 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+Rounding: TypeAlias = "Callable[[str, Tensor, torch.dtype], Tensor]"
+"""Rounds a weight of a stable name to a dtype; see :class:`rounding.StochasticRounding`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,12 @@ class StateDictView:
     """
 
     def __init__(
-        self, sites: Iterable[Site], value_of: Callable[[str], Tensor | None], *, dtype: torch.dtype | None
+        self,
+        sites: Iterable[Site],
+        value_of: Callable[[str], Tensor | None],
+        *,
+        dtype: torch.dtype | None,
+        rounding: Rounding | None = None,
     ) -> None:
         """Prepare the view; nothing is changed before it is entered.
 
@@ -46,10 +54,13 @@ class StateDictView:
             dtype: What the saver was asked to write: values are rounded to it once. ``None`` rounds to the
                 dtype of the tensor that is replaced. Where that tensor has the value's own dtype, the value is
                 shown as it is, and the saver does with it what it does with a live weight.
+            rounding: Rounds to the file's dtype in the saver's place, which then finds nothing left to round; None
+                leaves it to the saver, who rounds to the nearest.
         """
         self._sites = tuple(sites)
         self._value_of = value_of
         self._dtype = dtype
+        self._rounding = rounding
         # Noted before they are registered, so that no interrupt can leave one behind.
         self._hooks: list[tuple[nn.Module, Callable[..., None]]] = []
         self._replaced: list[tuple[Any, str, Any]] = []
@@ -103,6 +114,7 @@ class StateDictView:
         if value is None:
             return
         original = getattr(site.owner, site.attribute)
+        value = self._rounded(site.name, value, original)
         shown = value.detach().to(original.device, self._shown_dtype(value, original))
         self._replaced.append((site.owner, site.attribute, original))
         setattr(site.owner, site.attribute, shown)
@@ -119,6 +131,7 @@ class StateDictView:
                 found = state_dict.get(key)
                 if value is None or found is None:
                     continue
+                value = self._rounded(name, value, found)
                 live = owner._parameters.get(attribute)
                 private = module is not owner and live is not None and not _same_memory(found, live)
                 if private and (self._dtype in (None, found.dtype) or value.dtype == found.dtype):
@@ -130,6 +143,9 @@ class StateDictView:
 
         self._hooks.append((owner, show))
         owner.register_state_dict_post_hook(show)
+
+    def _rounded(self, name: str, value: Tensor, found: Tensor) -> Tensor:
+        return value if self._rounding is None else self._rounding(name, value, self._dtype or found.dtype)
 
     def _shown_dtype(self, value: Tensor, found: Tensor) -> torch.dtype:
         # The same dtype needs no copy: whatever the saver still converts, it has to convert in a live weight too.

@@ -149,6 +149,14 @@ class TensorSet(Mapping[str, Tensor]):
         entry = self._entries[name]
         return entry.tensor if isinstance(entry, MappedTensor) else self[name]
 
+    def entry(self, name: str) -> Entry:
+        """A tensor that has not been read: its shape, dtype and bytes.
+
+        Raises:
+            KeyError: If there is none of that name.
+        """
+        return self._entries[name]
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names, in the set's order."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from onetrainer_ema_select.averaging import Averager
+from onetrainer_ema_select.averaging import Averager, wait_for_transfers
 from onetrainer_ema_select.errors import EmaSelectError, TrackError
 from onetrainer_ema_select.length import Pace
 from onetrainer_ema_select.schedule import is_update_step, warmup_decay
+
+if TYPE_CHECKING:
+    from onetrainer_ema_select.power_tracks import PendingUpdate, PowerTracks
 
 _SEED_OFFSET = 0x5EED0000
 
@@ -72,6 +75,7 @@ class WeightTracks:
         self.update_step_interval = update_step_interval
         self.updates = 0
         self.pace = pace
+        self.beside: PowerTracks | None = None
         self._averager = Averager()
         self._parameters: dict[str, Tensor] = {}
         # None stands for "shares the live weight": a parameter that does not train and has no saved average.
@@ -172,30 +176,50 @@ class WeightTracks:
             optimization_step: 0-based number of the optimizer step that was just done.
         """
         self.show_live()
-        if not is_update_step(optimization_step, self.update_step_interval):
+        due = is_update_step(optimization_step, self.update_step_interval)
+        others = self.beside.prepare(optimization_step) if self.beside is not None else None
+        if not due and others is None:
             return
-        averages: list[Tensor] = []
+        rows: list[tuple[Tensor | None, ...]] = []
         live: list[Tensor] = []
         for name, parameter in zip(self._averages, parameters, strict=True):
             if not parameter.requires_grad:
                 continue
             average = self._averages[name]
-            if average is None:  # began to train after the start: its average begins here
+            if average is None and due:  # began to train after the start: its average begins here
                 self._averages[name] = self._copy(parameter)
-                continue
-            averages.append(average)
+            rows.append((average if due else None, *(others.averages(name) if others is not None else ())))
             live.append(parameter)
-        _wait_for_transfers()
-        weight = (
-            1.0 - self.get_current_decay(optimization_step)
-            if self.pace is None
-            else self.pace.weight(optimization_step)
-        )
+        wait_for_transfers()
+        self._move(rows, live, optimization_step, others, due=due)
+        if others is not None:
+            others.done()
+        if due:
+            self.updates += 1
+            if self.pace is not None:
+                self.pace.advance(optimization_step)
+
+    def _move(
+        self,
+        rows: list[tuple[Tensor | None, ...]],
+        live: list[Tensor],
+        optimization_step: int,
+        others: PendingUpdate | None,
+        *,
+        due: bool,
+    ) -> None:
+        weight = 0.0
+        if due:
+            weight = (
+                1.0 - self.get_current_decay(optimization_step)
+                if self.pace is None
+                else self.pace.weight(optimization_step)
+            )
+        weights, seeds = (others.weights, others.seeds) if others is not None else ((), ())
+        columns = [[row[place] for row in rows] for place in range(1 + len(weights))]
         # Away from the small numbers that hosts seed their own rounding with: the same noise in both would bias it.
-        self._averager.update(averages, live, weight=weight, seed=optimization_step + _SEED_OFFSET)
-        self.updates += 1
-        if self.pace is not None:
-            self.pace.advance(optimization_step)
+        seed = optimization_step + _SEED_OFFSET
+        self._averager.update_several(columns, live, weights=(weight, *weights), seeds=(seed, *seeds))
 
     # -- exchanging --------------------------------------------------------------------------------------
 
@@ -216,6 +240,7 @@ class WeightTracks:
         are kept aside on the CPU, in their own dtype.
         """
         self._settle()
+        wait_for_transfers()
         for name, average in self._averages.items():
             if average is None or name in self._swapped or name in self._copied:
                 continue
@@ -232,6 +257,8 @@ class WeightTracks:
     @torch.no_grad()
     def show_live(self) -> None:
         """Put every live weight back into its parameter, bit for bit. Does nothing where it is there already."""
+        if self.showing_ema:
+            wait_for_transfers()
         self._settle()
         for name in reversed(tuple(self._swapped)):
             self._swap(name, to_ema=False)
@@ -305,15 +332,6 @@ class WeightTracks:
         self.decay = self.decay or state_dict.get("decay", self.decay)
         for name, average in zip(self._parameters, saved, strict=True):
             self._averages[name] = self._begin(name, self._parameters[name], average)
-
-
-def _wait_for_transfers() -> None:
-    """Wait for copies that a host with layer offloading has queued on streams of its own.
-
-    It points ``.data`` at a buffer before the contents have arrived there; only the device can tell when they have.
-    """
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
 
 
 def check_positions(saved: list[Tensor], parameters: list[Tensor]) -> None:

@@ -8,10 +8,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from onetrainer_ema_select.average_length import average_of, run_steps
 from onetrainer_ema_select.errors import EmaSelectError, ManifestError
-from onetrainer_ema_select.integrity import BACKUP_NAME, EMA_FILE, backup_problem, read_progress
+from onetrainer_ema_select.integrity import (
+    BACKUP_NAME,
+    EMA_FILE,
+    backup_problem,
+    read_progress,
+    safetensors_problem,
+)
 from onetrainer_ema_select.length import Length
 from onetrainer_ema_select.manifest import FOLDER, EmaRecord, LegRecord, Manifest, read_manifest
 from onetrainer_ema_select.naming import (
@@ -32,6 +39,8 @@ MILESTONE_FOLDER = Path(FOLDER, "milestones", "backup")
 #: Where the final output goes if its own place fails.
 OUTPUT_FOLDER = Path(FOLDER, "output")
 PARKED_FOLDER = Path(FOLDER, "parked")
+#: Of post-hoc tracks. The word `backup` in it has OneTrainer's cloud synchronisation fetch them with the backups.
+SNAPSHOT_FOLDER = Path(FOLDER, "post_hoc", "backup")
 
 #: Where a model is a folder, its metadata lies in this file.
 FOLDER_METADATA = "ema_select.json"
@@ -62,6 +71,8 @@ class BackupView:
         half_life: What its average's half-life had come to, OneTrainer's warm-up and all; None where it holds none,
             where that cannot be told, and where it is endless.
         length_warnings: What is wrong with that length, a sentence each.
+        validation: Losses of both sets and which is better, by :meth:`ValidationRecord.as_json`; None where there was
+            no validation.
     """
 
     name: str
@@ -77,6 +88,7 @@ class BackupView:
     milestone: str = ""
     half_life: Length | None = None
     length_warnings: tuple[str, ...] = ()
+    validation: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +126,29 @@ class ParkedView:
 
 
 @dataclass(frozen=True)
+class SnapshotView:
+    """A snapshot of post-hoc tracks.
+
+    Attributes:
+        path: Its folder.
+        step: Steps done, None where that cannot be read.
+        epoch: Epochs finished, likewise.
+        sigma_rels: The lengths of its tracks.
+        size_bytes: Everything in it.
+        reason: What is wrong with it; empty where nothing is.
+    """
+
+    path: Path
+    step: int | None
+    epoch: int | None
+    sigma_rels: tuple[float, ...]
+    size_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class WorkspaceView:
-    """All of it; backups newest first, saves in the order of their names.
+    """All of it; backups and snapshots newest first, saves in the order of their names.
 
     Attributes:
         plain_continue: Name of the backup that "continue last backup" loads in plain OneTrainer.
@@ -130,6 +163,7 @@ class WorkspaceView:
     plain_continue: str | None
     our_continue: str | None
     skipped: tuple[str, ...]
+    snapshots: tuple[SnapshotView, ...] = ()
 
 
 def newest_complete_backup(workspace: Path) -> tuple[Path | None, tuple[str, ...]]:
@@ -191,6 +225,7 @@ def scan_workspace(path: Path) -> WorkspaceView:
         plain_continue=backups[0].name if backups else None,
         our_continue=ours.name if ours else None,
         skipped=skipped,
+        snapshots=tuple(view_snapshot(folder) for folder in folders_in(path / SNAPSHOT_FOLDER)),
     )
 
 
@@ -219,12 +254,14 @@ def view_backup(folder: Path, *, pinned: bool = False) -> BackupView:
     parked: tuple[str, ...] = ()
     milestone = ""
     record = None
+    validation = None
     try:
         if manifest := read_manifest(folder):
             sets = tuple(set_suffix(WeightSet(name)) for name in manifest.sets)
             leg = leg_text(manifest.leg)
             milestone = ", ".join(manifest.milestones)
             record = manifest.ema
+            validation = manifest.validation.as_json() if manifest.validation is not None else None
             parked = tuple(f"{record.name} (stopped at step {record.step})" for record in manifest.parked)
     except ManifestError as error:
         # OneTrainer can still resume from it, the plugin says this sentence and stops
@@ -245,6 +282,7 @@ def view_backup(folder: Path, *, pinned: bool = False) -> BackupView:
         milestone,
         half_life,
         warnings,
+        validation,
     )
 
 
@@ -333,6 +371,8 @@ def view_save(path: Path) -> SaveView:
 
 def partner_of(path: Path, metadata: Mapping[str, str]) -> Path | None:
     """The other set of the same moment: by its name, and by the run and step that both say."""
+    if metadata.get("set") == "POST_HOC":
+        return None
     plain, weight_set = is_paired_name(path.name)
     names = [plain] if weight_set else [paired_name(path.name, set_suffix(other)) for other in WeightSet]
     for other in map(path.with_name, names):
@@ -371,6 +411,22 @@ def view_parked(folder: Path) -> ParkedView:
     except ManifestError:
         manifest = None
     return ParkedView(path=folder, step=manifest.step if manifest else None, size_bytes=size_of(folder))
+
+
+def view_snapshot(folder: Path) -> SnapshotView:
+    """One snapshot of post-hoc tracks."""
+    size = size_of(folder)
+    try:
+        manifest = read_manifest(folder)
+    except ManifestError as error:
+        return SnapshotView(folder, None, None, (), size, str(error))
+    if manifest is None or manifest.post_hoc is None:
+        return SnapshotView(folder, None, None, (), size, "it has no manifest of post-hoc tracks")
+    tracks = manifest.post_hoc.tracks
+    problems = ((track.file, safetensors_problem(folder / track.file)) for track in tracks)
+    reason = next((f"{file} {problem}" for file, problem in problems if problem), "")
+    sigma_rels = tuple(track.sigma_rel for track in tracks)
+    return SnapshotView(folder, manifest.step, manifest.epoch, sigma_rels, size, reason)
 
 
 def size_of(path: Path) -> int:

@@ -10,7 +10,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from onetrainer_ema_select.manifest import EmaRecord, Manifest, ParameterRecord, write_manifest
+from onetrainer_ema_select.manifest import (
+    EmaRecord,
+    Manifest,
+    ParameterRecord,
+    PostHocRecord,
+    PowerTrackRecord,
+    StretchRecord,
+    write_manifest,
+)
 
 NAME = "2026-08-19_11-00-00-backup-8-4-1"
 
@@ -97,4 +105,39 @@ def park(folder: Path, named: Mapping[str, Tensor]) -> Path:
         manifest(list(named), list(named.values()), kind="parked", file="ema.safetensors"),
         folder,
     )
+    return folder
+
+
+def write_snapshot(
+    folder: Path,
+    tracks: Mapping[float, Mapping[str, Tensor]],
+    *,
+    step: int,
+    run: str = "a-run",
+    stretch: str = "s",
+    line: Sequence[tuple[str, int]] = (),
+    images: float | None = None,
+) -> Path:
+    """Write a snapshot of post-hoc tracks; one step is one image."""
+    folder.mkdir(parents=True)
+    records = []
+    for sigma_rel, named in tracks.items():
+        file = f"sigma_rel-{sigma_rel:g}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in named.items()}, folder / file)
+        records.append(PowerTrackRecord(sigma_rel=sigma_rel, file=file))
+    time = float(step) if images is None else images
+    named = next(iter(tracks.values()))
+    content = manifest(list(named), list(named.values()), kind="snapshot")
+    record = PostHocRecord(
+        tracks=tuple(records),
+        dtype="FLOAT_32",
+        images=time,
+        time=time,
+        updates=step,
+        interval=1.0,
+        update_step_interval=1,
+        stretch=stretch,
+        line=tuple(StretchRecord(id=each, until_step=until) for each, until in line),
+    )
+    write_manifest(content.model_copy(update={"step": step, "run": run, "ema": None, "post_hoc": record}), folder)
     return folder

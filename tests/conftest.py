@@ -13,6 +13,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 MakeBackup = Callable[..., Path]
 HERE = Path(__file__).parent
+OWN_PROCESSES = ("test_cloud.py", "test_install.py", "test_ranks.py", "test_window.py")
+"""Of the tests of the real OneTrainer, the files that start it themselves, whoever else is running."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -25,12 +27,16 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 class SharedPreparations(LoadScopeScheduling):
     """Keeps together what shares its preparations: a file's tests, and all that share the processes of OneTrainer.
 
+    What starts its own has only the models to make once more, and ends about as late as the others this way.
+
     By node ids and not by `--dist=loadgroup`: pytest 9.2 has taken away what that one's marks are passed on by.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "onetrainer" if "onetrainer" in PurePosixPath(file).parts[:-1] else file
+        file = PurePosixPath(nodeid.partition("::")[0])
+        if "onetrainer" not in file.parts[:-1]:
+            return str(file)
+        return "onetrainer, own processes" if file.name in OWN_PROCESSES else "onetrainer"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> SharedPreparations:

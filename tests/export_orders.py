@@ -26,8 +26,8 @@ def main(replies: IO[str]) -> None:
 
     from modules.util.config.TrainConfig import TrainConfig
 
-    from onetrainer_ema_select.backups import open_backup
     from onetrainer_ema_select.host.export.messages import Event, ExportOrder
+    from onetrainer_ema_select.host.export.mixed import open_ordered
     from onetrainer_ema_select.host.export.perform import perform
 
     defaults = TrainConfig.default_values
@@ -37,7 +37,7 @@ def main(replies: IO[str]) -> None:
         TrainConfig.default_values = staticmethod(defaults)  # each order has a process of its own otherwise
         try:
             order = ExportOrder.model_validate(raw)
-            perform(order, open_backup(order.backup), readback=readback, emit=events.append)
+            perform(order, open_ordered(order), readback=readback, emit=events.append)
             if order.action == "names":
                 return {"names": next(event.names for event in events if event.kind == "names"), "error": None}
             result = next(event.result for event in events if event.result is not None)

@@ -158,7 +158,7 @@ def test_pieces_that_travel_from_another_device_meet_without_a_gap(
         average = torch.randn(length, generator=generator(seed))
         parameter = torch.randn(length, generator=generator(seed + 10)).to(dtype)
         expected = average.lerp(parameter.float(), 0.125)
-        averager._update_transferred(average, parameter, 0.125)
+        averager._update_transferred([(average, 0.125)], parameter)
         assert torch.equal(average, expected)
 
 
@@ -173,6 +173,71 @@ def test_many_tensors_of_all_kinds_in_one_update() -> None:
 
     for average, wanted in zip(averages, expected, strict=True):
         torch.testing.assert_close(average.double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+# -- several averages of each parameter ----------------------------------------------------------------------
+
+KINDS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+@pytest.mark.parametrize("average_dtype", [*KINDS, None], ids=str)
+def test_several_averages_become_what_each_alone_would_have_become(
+    average_dtype: torch.dtype | None, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_CACHE_CHUNK", "_SHARED_CHUNK", "_TRANSFER_CHUNK"):
+        monkeypatch.setattr(averaging, name, chunk)
+    shapes = [(), (0,), (5,), (7,), (4, 9), (2, 3, 4, 5), (15,)]
+    layouts = ["contiguous", "channels_last"]
+    parameters = [torch.randn(shape, generator=generator(n)) for n, shape in enumerate(shapes)]
+    parameters = [parameter.to(kind) for parameter in parameters for kind in KINDS]
+    parameters += [LAYOUTS[layout](torch.randn(2, 3, 4, 5, generator=generator(9))) for layout in layouts]
+    before = [parameter.clone() for parameter in parameters]
+    weights, seeds = [0.5, 1e-3, 0.5, 0.03], [11, 12, 11, 13]
+
+    def tracks() -> list[list[Tensor | None]]:
+        made: list[list[Tensor | None]] = []
+        for track in range(4):
+            averages: list[Tensor | None] = [(p.float() + track).to(average_dtype or p.dtype) for p in parameters]
+            averages[track] = None
+            made.append(averages)
+        return made
+
+    together, alone = tracks(), tracks()
+    Averager().update_several(together, parameters, weights=weights, seeds=seeds)
+    for averages, weight, seed in zip(alone, weights, seeds, strict=True):
+        held = [(a, p) for a, p in zip(averages, parameters, strict=True) if a is not None]
+        Averager().update([a for a, _ in held], [p for _, p in held], weight=weight, seed=seed)
+
+    for found, wanted in zip(together, alone, strict=True):
+        for average, expected in zip(found, wanted, strict=True):
+            assert (average is None) == (expected is None)
+            assert average is None or expected is None or torch.equal(average, expected)
+    assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 20, 21, 22])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_travel_once_for_several_averages(
+    length: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(averaging, "_TRANSFER_CHUNK", 7)
+    averages = [torch.randn(length, generator=generator(seed)) for seed in (1, 2)]
+    parameter = torch.randn(length, generator=generator(3)).to(dtype)
+    expected = [a.lerp(parameter.float(), w) for a, w in zip(averages, (0.125, 0.5), strict=True)]
+    Averager()._update_transferred(list(zip(averages, (0.125, 0.5), strict=True)), parameter)
+    assert all(torch.equal(a, wanted) for a, wanted in zip(averages, expected, strict=True))
+
+
+def test_a_track_without_any_average_and_lists_of_different_lengths() -> None:
+    average, parameter = torch.zeros(3), torch.ones(3)
+    Averager().update_several([[None], [average]], [parameter], weights=[0.5, 0.25], seeds=[0, 1])
+    assert average.tolist() == [0.25] * 3
+    with pytest.raises(ValueError, match="shorter"):
+        Averager().update_several([[average], []], [parameter], weights=[0.5, 0.5], seeds=[0, 1])
+    with pytest.raises(ValueError, match="shorter"):
+        Averager().update_several([[average], [average]], [parameter], weights=[0.5, 0.5], seeds=[0])
+    assert average.tolist() == [0.25] * 3
 
 
 def test_nothing_to_do_and_lists_of_different_lengths() -> None:

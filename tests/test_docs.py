@@ -32,7 +32,7 @@ PAIRS = [
     *((page, CHINESE / page.name) for page in sorted(DOCS.glob("*.md")) if page.name not in NOT_TRANSLATED),
 ]
 
-VERBS = {"enable", "disable", "doctor", "train", "list", "inspect", "export", "compare", "report", "demo"}
+VERBS = {"enable", "disable", "doctor", "train", "list", "inspect", "export", "synthesize", "compare", "report", "demo"}
 KEYS = set(EmaSelectSettings.model_fields)
 # Named like settings, but they stand in the header of a model file, or in the folder of a model.
 METADATA = {
@@ -48,10 +48,13 @@ METADATA = {
     "updates",
     "update_step_interval",
     "precision",
+    "rounding",
     "half_life",
     "accumulation",
     "images_per_step",
     "steps_per_epoch",
+    "sigma_rel",
+    "fit_error",
     "version",
     "json",
 }
@@ -161,8 +164,10 @@ SCENARIOS = (
     "export.md",
     "json.md",
     "python.md",
+    "post-hoc.md",
     "resume.md",
     "remove.md",
+    "best.md",
 )
 BACKUP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-backup-\d+-\d+-\d+)")
 

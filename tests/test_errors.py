@@ -16,6 +16,7 @@ from onetrainer_ema_select.errors import (
     InstallError,
     ManifestError,
     NamesError,
+    PostHocError,
     ReportError,
     ResumeError,
     SettingProblem,
@@ -37,6 +38,7 @@ PLAIN = [
     BackupError,
     ExportError,
     UsageError,
+    PostHocError,
     CloudError,
     ReportError,
 ]

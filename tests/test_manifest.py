@@ -122,9 +122,9 @@ def test_what_is_written_is_read_back(tmp_path):
     assert path == tmp_path / "new" / "ema_select" / "manifest.json"
     assert read_manifest(tmp_path / "new") == manifest
     # A key that came later has its default in files that are older.
-    expected = valid() | {"milestones": []}
-    expected["leg"] |= {"id": ""}
-    later = ("age", "updated_at_step", "accumulation", "images_per_step", "steps_per_epoch")
+    expected = valid() | {"milestones": [], "validation": None, "post_hoc": None}
+    expected["leg"] |= {"id": "", "best": ""}
+    later = ("age", "updated_at_step", "accumulation", "images_per_step", "steps_per_epoch", "start_share")
     expected["ema"] |= {"half_life": "", **dict.fromkeys(later)}
     assert json.loads(path.read_text(encoding="utf-8")) == expected
 
@@ -241,7 +241,7 @@ def test_a_version_that_is_none(tmp_path, version):
     ("change", "problem"),
     [
         ({"format": "other"}, "format: Input should be 'onetrainer-ema-select'"),
-        ({"kind": "save"}, "kind: Input should be 'backup' or 'parked'"),
+        ({"kind": "save"}, "kind: Input should be 'backup', 'parked' or 'snapshot'"),
         ({"step": -1}, "step: Input should be greater than or equal to 0"),
         ({"step": 2**53 + 1}, f"step: Input should be less than or equal to {2**53}"),
         ({"epoch": "many"}, "epoch: Input should be a valid integer, unable to parse string as an integer"),

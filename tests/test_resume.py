@@ -574,3 +574,33 @@ def test_every_name_is_accounted_for_once(saved: list[str], trained: list[str]) 
     assert list(match.matched) == [name for name in trained if name in saved]
     assert sorted(match.matched + match.new) == sorted(trained)
     assert sorted(match.matched + match.gone) == sorted(saved)
+
+
+POST_HOC = {"resume_weights": "POST_HOC", "resume_sigma_rel": "0.10"}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_post_hoc_average_is_loaded_once(restart: bool) -> None:
+    settings = EmaSelectSettings(**POST_HOC, resume_ema="RESTART" if restart else "CONTINUE")
+    plan = plan_resume(settings, ema_on=True, backup=contents("ours+ema"))
+    assert (plan.weights, plan.sigma_rel, plan.restarts) == (WeightSet.NON_EMA, 0.1, restart)
+    assert plan.ema is (EmaSource.LOADED_WEIGHTS if restart else EmaSource.BACKUP)
+    assert "its post-hoc EMA (sigma_rel 0.1) weights were loaded (its non-EMA weights stay in that backup)" in (
+        plan.sentence
+    )
+    assert plan.leg.choices is not None
+    assert plan.leg.choices["resume_sigma_rel"] == "0.1"
+    again = plan_resume(settings, ema_on=True, backup=contents("ours+ema", leg=plan.leg))
+    assert (again.sigma_rel, again.restarts, again.leg) == (None, False, plan.leg)
+    assert "are not applied twice" in again.sentence
+    # the same length typed otherwise is the same choice, another one is not
+    same = EmaSelectSettings(**{**POST_HOC, "resume_sigma_rel": "0.1"}, resume_ema=settings.resume_ema)
+    assert plan_resume(same, ema_on=True, backup=contents("ours+ema", leg=plan.leg)).sigma_rel is None
+    other = EmaSelectSettings(**{**POST_HOC, "resume_sigma_rel": "0.05"}, resume_ema=settings.resume_ema)
+    assert plan_resume(other, ema_on=True, backup=contents("ours+ema", leg=plan.leg)).sigma_rel == 0.05
+
+
+def test_a_length_without_post_hoc_changes_no_leg() -> None:
+    plain, with_length = EmaSelectSettings(), EmaSelectSettings(resume_sigma_rel="0.10")
+    assert resume_choices(plain) == resume_choices(with_length)
+    assert "resume_sigma_rel" not in resume_choices(plain)

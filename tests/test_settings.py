@@ -18,6 +18,7 @@ from onetrainer_ema_select.settings import (
     ResumeEma,
     ResumeOptimizer,
     ResumeWeights,
+    SaveRounding,
     SaveSets,
     WeightSet,
     allowed_values,
@@ -29,6 +30,7 @@ DEFAULTS: dict[str, object] = {
     "enabled": False,
     "save_sets": "BOTH",
     "primary_set": "EMA",
+    "save_rounding": "NEAREST",
     "milestones": "",
     "milestone_backups": "NAMED",
     "milestone_keep": 0,
@@ -46,6 +48,7 @@ DEFAULTS: dict[str, object] = {
 CHOICES: dict[type[Choice], list[str]] = {
     WeightSet: ["EMA", "NON_EMA"],
     SaveSets: ["BOTH", "BOTH_AT_MILESTONES", "EMA", "NON_EMA"],
+    SaveRounding: ["NEAREST", "STOCHASTIC"],
     MilestoneBackups: ["NAMED", "ALL", "OFF"],
     ResumeWeights: ["NON_EMA", "EMA", "BEST", "POST_HOC"],
     ResumeOptimizer: ["KEEP", "RESET"],
@@ -60,7 +63,18 @@ MILESTONES_TAIL = (
     "separated by commas; "
     'type for example --config-value "ema_select.milestones=10 epochs, 25%, every 500 steps"'
 )
-ONLY_EMPTY = "which is not in this version yet; allowed: only an empty text; type --config-value ema_select"
+LENGTHS_TAIL = (
+    "; allowed: numbers from 0.005 to 0.28, separated by commas, or an empty text; "
+    'type for example --config-value "ema_select.post_hoc_sigma_rels=0.05, 0.10"'
+)
+ONE_LENGTH_TAIL = (
+    "; allowed: a number from 0.005 to 0.28, or an empty text; "
+    "type for example --config-value ema_select.resume_sigma_rel=0.10"
+)
+INTERVAL_TAIL = (
+    "; allowed: 200 steps, 1 epochs and the like, or an empty text; "
+    'type for example --config-value "ema_select.post_hoc_every=200 steps"'
+)
 LENGTH_TAIL = (
     "; allowed: 2 epochs, 0.5 epochs, 5000 images, 800 steps and the like, or an empty text; "
     'type for example --config-value "ema_select.ema_half_life=2 epochs"'
@@ -91,6 +105,12 @@ WRONG: list[tuple[str, object, str]] = [
         "type for example --config-value ema_select.primary_set=NON_EMA",
     ),
     (
+        "save_rounding",
+        "RANDOM",
+        'ema_select.save_rounding: found "RANDOM"; allowed: NEAREST, STOCHASTIC; '
+        "type for example --config-value ema_select.save_rounding=NEAREST",
+    ),
+    (
         "milestones",
         "10 epoks, 25%, every 5%, 12",
         'ema_select.milestones: found "10 epoks, 25%, every 5%, 12", in which "10 epoks" is not a milestone, '
@@ -99,15 +119,20 @@ WRONG: list[tuple[str, object, str]] = [
     ),
     (
         "resume_weights",
-        "BEST",
-        'ema_select.resume_weights: found "BEST", which is not in this version yet; allowed: NON_EMA, EMA; '
-        "type for example --config-value ema_select.resume_weights=NON_EMA",
+        "BESTT",
+        'ema_select.resume_weights: found "BESTT"; allowed: NON_EMA, EMA, BEST, POST_HOC; '
+        "type for example --config-value ema_select.resume_weights=BEST",
     ),
     ("resume_backup", ["newest"], 'ema_select.resume_backup: found ["newest"]' + BACKUP_TAIL),
     (
         "resume_sigma_rel",
-        0.1,
-        f"ema_select.resume_sigma_rel: found 0.1, {ONLY_EMPTY}.resume_sigma_rel=",
+        0.5,
+        f'ema_select.resume_sigma_rel: found 0.5, in which "0.5" is not from 0.005 to 0.28{ONE_LENGTH_TAIL}',
+    ),
+    (
+        "resume_sigma_rel",
+        "0.05, 0.1",
+        f'ema_select.resume_sigma_rel: found "0.05, 0.1", in which there is more than one length{ONE_LENGTH_TAIL}',
     ),
     (
         "resume_optimizer",
@@ -159,13 +184,32 @@ WRONG: list[tuple[str, object, str]] = [
     ),
     (
         "post_hoc_sigma_rels",
-        "0.05, 0.10",
-        f'ema_select.post_hoc_sigma_rels: found "0.05, 0.10", {ONLY_EMPTY}.post_hoc_sigma_rels=',
+        "0.05, long, 0.3",
+        'ema_select.post_hoc_sigma_rels: found "0.05, long, 0.3", in which "long" is not a number such as 0.05, '
+        f'"0.3" is not from 0.005 to 0.28{LENGTHS_TAIL}',
     ),
     (
         "post_hoc_every",
-        "200 steps",
-        f'ema_select.post_hoc_every: found "200 steps", {ONLY_EMPTY}.post_hoc_every=',
+        "200",
+        f'ema_select.post_hoc_every: found "200", in which "200" has no unit (epochs or steps){INTERVAL_TAIL}',
+    ),
+    (
+        "post_hoc_every",
+        "5%",
+        'ema_select.post_hoc_every: found "5%", in which "5%" is a share of the run, not an interval (write epochs '
+        f"or steps){INTERVAL_TAIL}",
+    ),
+    (
+        "post_hoc_every",
+        "0 steps",
+        f'ema_select.post_hoc_every: found "0 steps", in which "0 steps" is not a whole number of 1 or more'
+        f"{INTERVAL_TAIL}",
+    ),
+    (
+        "post_hoc_every",
+        "1 epochs, 5 steps",
+        f'ema_select.post_hoc_every: found "1 epochs, 5 steps", in which there is more than one interval'
+        f"{INTERVAL_TAIL}",
     ),
     (
         "save_set",
@@ -273,21 +317,20 @@ WRONG: list[tuple[str, object, str]] = [
     ),
     (
         "resume_weights",
-        "POST_HOC",
-        'ema_select.resume_weights: found "POST_HOC", which is not in this version yet; '
-        "allowed: NON_EMA, EMA; "
-        "type for example --config-value ema_select.resume_weights=NON_EMA",
+        "POST-HOC",
+        'ema_select.resume_weights: found "POST-HOC"; allowed: NON_EMA, EMA, BEST, POST_HOC; '
+        "type for example --config-value ema_select.resume_weights=POST_HOC",
     ),
     (
         "resume_weights",
         "best",
-        'ema_select.resume_weights: found "best"; allowed: NON_EMA, EMA; '
-        "type for example --config-value ema_select.resume_weights=NON_EMA",
+        'ema_select.resume_weights: found "best"; allowed: NON_EMA, EMA, BEST, POST_HOC; '
+        "type for example --config-value ema_select.resume_weights=BEST",
     ),
     (
         "resume_weights",
         "emma",
-        'ema_select.resume_weights: found "emma"; allowed: NON_EMA, EMA; '
+        'ema_select.resume_weights: found "emma"; allowed: NON_EMA, EMA, BEST, POST_HOC; '
         "type for example --config-value ema_select.resume_weights=EMA",
     ),
     ("resume_backup", True, "ema_select.resume_backup: found true" + BACKUP_TAIL),
@@ -395,6 +438,7 @@ def test_what_the_host_writes_can_be_read_back() -> None:
         ("primary_set", "NON_EMA", WeightSet.NON_EMA),
         ("milestone_backups", "OFF", MilestoneBackups.OFF),
         ("resume_weights", "EMA", ResumeWeights.EMA),
+        ("resume_weights", "BEST", ResumeWeights.BEST),
         ("resume_optimizer", "RESET", ResumeOptimizer.RESET),
         ("resume_ema", "RESTART", ResumeEma.RESTART),
         ("ema_dtype", "PARAMETER", EmaDtype.PARAMETER),
@@ -403,6 +447,12 @@ def test_what_the_host_writes_can_be_read_back() -> None:
         ("resume_leg", 2, "2"),
         ("resume_leg", "  second try ", "second try"),
         ("ema_half_life", "  ", ""),
+        ("post_hoc_sigma_rels", " 0.10, 0.05 ", "0.10, 0.05"),
+        ("post_hoc_sigma_rels", 0.05, "0.05"),
+        ("post_hoc_every", "Every 2 Epochs", "Every 2 Epochs"),
+        ("post_hoc_every", "epoch", "epoch"),
+        ("resume_sigma_rel", 0.1, "0.1"),
+        ("resume_weights", "POST_HOC", ResumeWeights.POST_HOC),
         ("ema_half_life", "0.5 Epochs", "0.5 Epochs"),
         ("ema_half_life", "\uff15\uff10\uff10\uff10 images", "\uff15\uff10\uff10\uff10 images"),
     ],
@@ -413,12 +463,18 @@ def test_values_from_files_and_from_the_command_line(key: str, value: object, ex
     assert type(found) is type(expected)
 
 
+def test_lengths_as_numbers() -> None:
+    settings = parse_settings({"post_hoc_sigma_rels": "0.10, 0.05, 0.1", "resume_sigma_rel": "0.10"})
+    assert settings.post_hoc_lengths == (0.05, 0.1)
+    assert settings.resume_length == 0.1
+    assert parse_settings({}).post_hoc_lengths == ()
+    assert parse_settings({}).resume_length is None
+
+
 def test_settings_cannot_be_changed_and_the_model_checks_too() -> None:
     settings = EmaSelectSettings()
     with pytest.raises(ValidationError, match="frozen"):
         setattr(settings, "enabled", True)  # noqa: B010 - type checkers refuse it too
-    with pytest.raises(ValidationError, match="not in this version yet"):
-        EmaSelectSettings(resume_weights=ResumeWeights.BEST)
     with pytest.raises(ValidationError, match="extra"):
         EmaSelectSettings.model_validate({"colour": 1})
     with pytest.raises(ValidationError, match='"x" is not a milestone'):

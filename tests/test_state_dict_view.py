@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from onetrainer_ema_select import state_dict_view
+from onetrainer_ema_select.rounding import StochasticRounding
 from onetrainer_ema_select.state_dict_view import Site, StateDictView
 
 DTYPES = [None, torch.float32, torch.bfloat16, torch.float16]
@@ -206,6 +207,43 @@ def test_a_deep_copy_that_a_saver_converts_shows_the_track_rounded_once(
     assert_untouched(model, before)
 
 
+@pytest.mark.parametrize("output", DTYPES)
+@pytest.mark.parametrize("model_dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_rounded_in_the_savers_place_is_not_rounded_again(
+    output: torch.dtype | None, model_dtype: torch.dtype
+) -> None:
+    model = Tied().to(model_dtype)
+    sites = sites_of(te=model)
+    track, before = track_of(sites), snapshot(model)
+    rule = StochasticRounding("a-run", 3)
+    target = output or model_dtype
+    ways = (lambda m: m, copy.deepcopy, lambda m: copy.deepcopy(m) if output is None else copy.deepcopy(m).to(output))
+    for take in ways:
+        with StateDictView(sites, track.get, dtype=output, rounding=rule):
+            shown = take(model).state_dict()
+        assert shown["head.weight"].data_ptr() == shown["embedding.weight"].data_ptr()
+        for site in sites:
+            value = shown["embedding.weight" if site.name == "te.embedding.weight" else site.name.removeprefix("te.")]
+            assert equal(value.to(target), rule(site.name, track[site.name], target))
+    assert_untouched(model, before)
+
+
+def test_the_live_weights_are_shown_rounded_or_as_they_are() -> None:
+    model = Block(1)
+    model.inner["norm"].bfloat16()
+    sites = sites_of(unet=model)
+    live = {site.name: getattr(site.owner, site.attribute) for site in sites}
+    before, rule = snapshot(model), StochasticRounding("a-run", 3)
+    with StateDictView(sites, live.get, dtype=torch.bfloat16, rounding=rule):
+        shown = model.state_dict()
+    assert equal(
+        shown["inner.linear.weight"], rule("unet.inner.linear.weight", live["unet.inner.linear.weight"], torch.bfloat16)
+    )
+    assert not equal(shown["inner.linear.weight"], live["unet.inner.linear.weight"].bfloat16())
+    assert shown["inner.norm.weight"].data_ptr() == live["unet.inner.norm.weight"].data_ptr()
+    assert_untouched(model, before)
+
+
 def test_a_converted_copy_is_written_in_place() -> None:
     model = Block(1).bfloat16()
     sites = sites_of(unet=model)
@@ -314,6 +352,15 @@ def test_an_attribute_is_exchanged_for_the_time(output: torch.dtype | None) -> N
     assert embedding.vector is original
     assert embedding.output_vector is other
     assert original.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_an_attribute_is_rounded_in_the_savers_place() -> None:
+    embedding = SimpleNamespace(vector=torch.ones(300))
+    value, rule = torch.linspace(0.1, 0.2, 300), StochasticRounding("a-run", 3)
+    sites = [Site("embedding.a.vector", embedding, "vector")]
+    with StateDictView(sites, {"embedding.a.vector": value}.get, dtype=torch.bfloat16, rounding=rule):
+        assert equal(embedding.vector, rule("embedding.a.vector", value, torch.bfloat16))
+        assert not equal(embedding.vector, value.bfloat16())
 
 
 def test_everything_is_undone_after_an_error_inside() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from onetrainer_ema_select import __version__
-from onetrainer_ema_select.cli import compare, demo, disable, doctor, enable, export, inspect, train
+from onetrainer_ema_select.cli import compare, demo, disable, doctor, enable, export, inspect, synthesize, train
 from onetrainer_ema_select.cli import list as list_verb
 from onetrainer_ema_select.cli import report as report_verb
 from onetrainer_ema_select.errors import EmaSelectError
@@ -47,6 +47,7 @@ app.command("train", epilog=train.EXAMPLE, context_settings=train.CONTEXT_SETTIN
 app.command("list", epilog=list_verb.EXAMPLE)(list_verb.list_workspace)
 app.command("inspect", epilog=inspect.EXAMPLE)(inspect.inspect)
 app.command("export", epilog=export.EXAMPLE)(export.export)
+app.command("synthesize", epilog=synthesize.EXAMPLE)(synthesize.synthesize)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
 app.command("report", epilog=report_verb.EXAMPLE)(report_verb.report)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)

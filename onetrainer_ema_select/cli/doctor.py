@@ -22,6 +22,7 @@ from onetrainer_ema_select.host.seams import (
     CLOUD_SEAMS,
     COMPONENT_SEAMS,
     EXPORT_SEAMS,
+    VALIDATION_SEAMS,
     WINDOW_SEAMS,
     SeamResult,
     check_source,
@@ -42,6 +43,7 @@ def doctor(
     folder = named_onetrainer(directory, onetrainer)
     seams = check_source(folder)
     export_seams = check_source(folder, EXPORT_SEAMS)
+    validation_seams = check_source(folder, VALIDATION_SEAMS)
     # Where there is none, as in the demo's stand-in, there is nothing to fit.
     window_seams = check_source(
         folder, (*WINDOW_SEAMS, *COMPONENT_SEAMS) if (folder / "modules" / "ui").is_dir() else ()
@@ -53,12 +55,14 @@ def doctor(
         folder,
         seams=seams,
         export_seams=export_seams,
+        validation_seams=validation_seams,
         window_seams=window_seams,
         cloud_seams=cloud_seams,
         packages=packages,
         state=state,
     )
-    ok = all(seam.ok for seam in (*seams, *export_seams, *window_seams, *cloud_seams)) and not missing_packages()
+    groups = (seams, export_seams, validation_seams, window_seams, cloud_seams)
+    ok = all(seam.ok for group in groups for seam in group) and not missing_packages()
     if as_json:
         echo_json(
             {
@@ -73,6 +77,7 @@ def doctor(
                 "packages": packages,
                 "seams": [seam_report(seam) for seam in seams],
                 "export_seams": [seam_report(seam) for seam in export_seams],
+                "validation_seams": [seam_report(seam) for seam in validation_seams],
                 "window_seams": [seam_report(seam) for seam in window_seams],
                 "cloud_seams": [seam_report(seam) for seam in cloud_seams],
                 "advice": actions,
@@ -93,6 +98,7 @@ def doctor(
         typer.echo(f"{fitting} of {len(seams)} seams are as expected.")
         for name, table in (
             ("export", export_seams),
+            ("validation", validation_seams),
             ("the window", window_seams),
             ("cloud runs", cloud_seams),
         ):
@@ -134,6 +140,7 @@ def advice(
     *,
     seams: tuple[SeamResult, ...],
     export_seams: tuple[SeamResult, ...],
+    validation_seams: tuple[SeamResult, ...],
     window_seams: tuple[SeamResult, ...],
     cloud_seams: tuple[SeamResult, ...],
     packages: dict[str, str | None],
@@ -151,6 +158,11 @@ def advice(
             actions.append(
                 "The plugin can train with this OneTrainer, but not export from its backups. Get a newer version of "
                 f"the plugin and install it: pip install --upgrade {install_source()}"
+            )
+        if not all(seam.ok for seam in validation_seams):
+            actions.append(
+                "The plugin can train with this OneTrainer, but not judge both sets by its validation. Get a newer "
+                f"version of the plugin and install it: pip install --upgrade {install_source()}"
             )
         if not all(seam.ok for seam in window_seams):
             actions.append(

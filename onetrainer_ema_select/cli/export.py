@@ -52,6 +52,14 @@ def export(
             metavar="DTYPE", show_default="the run's", help="FLOAT_32, FLOAT_16, BFLOAT_16, or NONE: the weights' own."
         ),
     ] = "",
+    rounding: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            show_default="the run's",
+            help="At 16 bits: nearest, or stochastic, which keeps a slow EMA's movement on average.",
+        ),
+    ] = "",
     base_model: Annotated[
         str,
         typer.Option(
@@ -85,6 +93,7 @@ def export(
             sets=sets.value,
             format=format,
             dtype=dtype,
+            rounding=rounding,
             base_model=base_model,
             config=config,
             config_values=config_value or (),
@@ -133,19 +142,19 @@ def progress_into(bar: tqdm[Any]) -> Progress:
     return progress
 
 
-def print_result(result: ExportResult, *, echo: Callable[[str], None] = typer.echo) -> None:
-    """Print what was done, for people."""
+def print_result(result: ExportResult, *, called: str = "", echo: Callable[[str], None] = typer.echo) -> None:
+    """Print what was done, for people; `called` takes the place of the set's own name."""
     verb = "Would write" if result.dry_run else "Wrote"
     dtype = "the weights' own dtype" if result.dtype == "NONE" else result.dtype
     echo(
         f"{result.model_type} {result.training_method}, step {result.step}, epoch {result.epoch}: "
-        f"{result.format}, {dtype}, {result.how}."
+        f"{result.format}, {dtype}{', rounded at random' if result.rounding == 'STOCHASTIC' else ''}, {result.how}."
     )
     if result.base_model:
         echo(f"Base model: {result.base_model}")
     for each in result.sets:
         about = "about " if result.dry_run else ""
-        echo(f"{verb} {set_suffix(each.set)}: {each.path} ({about}{size_text(each.size_bytes)})")
+        echo(f"{verb} {called or set_suffix(each.set)}: {each.path} ({about}{size_text(each.size_bytes)})")
         for file in each.files:
             if file != each.path and not file.is_relative_to(each.path):
                 echo(f"  and {file}")

@@ -15,7 +15,7 @@ EXAMPLE = f"Example: {PACKAGE} inspect models/model.safetensors"
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A backup, a parked EMA, or a model: a file or a folder.")
+        Path, typer.Argument(metavar="PATH", help="A backup, a snapshot, a parked EMA, or a model: a file or a folder.")
     ],
     *,
     every: Annotated[bool, typer.Option("--all", help="Show every block, not only the 12 furthest apart.")] = False,

@@ -12,16 +12,21 @@ from onetrainer_ema_select.average_length import average_of, run_steps
 from onetrainer_ema_select.backups import Backup
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.cli.distances import UNNAMED, Measured, measure, open_named, progress
+from onetrainer_ema_select.cli.shortfall import Rounded, backup_rounding, lora_gap, model_rounding
 from onetrainer_ema_select.comparison import Count, count
 from onetrainer_ema_select.errors import EmaSelectError, NamesError
 from onetrainer_ema_select.length import Average
-from onetrainer_ema_select.manifest import FOLDER
-from onetrainer_ema_select.model_kinds import PARKED, Kind, backup_kind, kind_of
+from onetrainer_ema_select.lora_product import ProductGap
+from onetrainer_ema_select.manifest import FOLDER, PostHocRecord
+from onetrainer_ema_select.model_kinds import PARKED, Kind, backup_kind, kind_of, snapshot_kind
 from onetrainer_ema_select.models import open_model
 from onetrainer_ema_select.naming import set_suffix
 from onetrainer_ema_select.origin import PACKAGE
-from onetrainer_ema_select.recognise import is_backup, is_parked
+from onetrainer_ema_select.recognise import is_backup, is_parked, is_snapshot
+from onetrainer_ema_select.snapshots import Snapshot, read_snapshot
+from onetrainer_ema_select.tensor_files import read_safetensors
 from onetrainer_ema_select.tensor_set import TensorSet
+from onetrainer_ema_select.validation import ValidationRecord
 from onetrainer_ema_select.workspace import leg_text, partner_of, save_metadata, size_of
 
 _OURS = f"{FOLDER}."
@@ -30,7 +35,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class SetReport:
-    """One set: `name` is `ema`, `non-ema`, or empty for a model that does not say which it is."""
+    """One set: `name` is `ema`, `non-ema`, `post-hoc`, or empty for a model that does not say which it is."""
 
     name: str
     tensors: int
@@ -90,6 +95,9 @@ class Report:
         distance: How far the two sets, or the model and its partner, are apart.
         distance_problem: Why there is no distance, though there are two sets; else empty.
         partner: Of a saved model, the other set of the same moment.
+        validation: Of a backup, the losses of both sets at the last validation before it.
+        rounded: What rounding to 16 bits takes from its EMA, where that is so and can be told.
+        gap: What averaging the factors of a LoRA leaves out, of a backup of one.
     """
 
     path: Path
@@ -104,6 +112,9 @@ class Report:
     distance: Measured | None = None
     distance_problem: str = ""
     partner: Path | None = None
+    validation: ValidationRecord | None = None
+    rounded: Rounded | None = None
+    gap: ProductGap | None = None
 
 
 def inspect_path(path: Path, *, onetrainer: Path | None) -> Report:
@@ -114,6 +125,8 @@ def inspect_path(path: Path, *, onetrainer: Path | None) -> Report:
     """
     if path.is_dir() and (is_backup(path) or is_parked(path)):
         return _backup_report(open_named(path, onetrainer))
+    if path.is_dir() and is_snapshot(path):
+        return _snapshot_report(read_snapshot(path))
     return _model_report(path)
 
 
@@ -132,7 +145,9 @@ def _backup_report(backup: Backup) -> Report:
                     "None of its EMA's weights could be found among its model files with certainty, so its two sets "
                     f"cannot be compared here. Export both and compare the models: {PACKAGE} compare"
                 )
+    rounded, gap = None, None
     if distance is not None:
+        rounded, gap = backup_rounding(backup, distance.match.pairs), lora_gap(backup)
         counts = {WeightSet.EMA: distance.nan_inf[0], WeightSet.NON_EMA: distance.nan_inf[1]}
     return Report(
         path=backup.path,
@@ -146,6 +161,44 @@ def _backup_report(backup: Backup) -> Report:
         between=("ema", "non-ema"),
         distance=distance,
         distance_problem=problem,
+        validation=backup.manifest.validation if backup.manifest is not None else None,
+        rounded=rounded,
+        gap=gap,
+    )
+
+
+def _snapshot_report(snapshot: Snapshot) -> Report:
+    manifest, record = snapshot.manifest, snapshot.record
+    sets = {
+        f"post-hoc {track.sigma_rel:g}": TensorSet(read_safetensors(snapshot.file(track))[0]) for track in record.tracks
+    }
+    lengths = ", ".join(f"{track.sigma_rel:g}" for track in record.tracks)
+    said = {
+        "sigma_rel": lengths,
+        "step": str(manifest.step),
+        "epoch": str(manifest.epoch),
+        "epoch_step": str(manifest.epoch_step),
+        "images": f"{record.images:g}",
+        "updates": str(record.updates),
+        "update_step_interval": str(record.update_step_interval),
+        "precision": record.dtype,
+        "model_type": manifest.model_type,
+        "training_method": manifest.training_method,
+        "run": manifest.run,
+        "leg": leg_text(manifest.leg),
+        "created": manifest.created,
+        "plugin_version": manifest.plugin_version,
+        "onetrainer_commit": manifest.onetrainer_commit,
+    }
+    return Report(
+        path=snapshot.path,
+        kind=snapshot_kind(snapshot.path.absolute()),
+        size_bytes=size_of(snapshot.path),
+        sets=tuple(_set_report(name, tensors, None) for name, tensors in sets.items()),
+        ema=None,
+        provenance={key: value for key, value in said.items() if value},
+        metadata={},
+        examples=next(iter(sets.values()), TensorSet({})).names[:_EXAMPLES],
     )
 
 
@@ -182,11 +235,19 @@ def _backup_provenance(backup: Backup) -> dict[str, str]:
             "run": manifest.run,
             "leg": leg_text(manifest.leg) if manifest.kind == "backup" else "",
             "milestone": ", ".join(manifest.milestones),
+            "post_hoc": _tracks_text(manifest.post_hoc),
             "created": manifest.created,
             "plugin_version": manifest.plugin_version,
             "onetrainer_commit": manifest.onetrainer_commit,
         }
     return {key: value for key, value in said.items() if value}
+
+
+def _tracks_text(record: PostHocRecord | None) -> str:
+    """The post-hoc tracks that a backup goes on from; empty where it has none."""
+    if record is None:
+        return ""
+    return f"tracks of sigma_rel {', '.join(f'{track.sigma_rel:g}' for track in record.tracks)}"
 
 
 def _model_report(path: Path) -> Report:
@@ -206,13 +267,14 @@ def _model_report(path: Path) -> Report:
     ema = None
     if ours.get("decay"):
         ema = _model_ema(ours)
-    told = ("run", "step", "epoch", "epoch_step", "leg", "milestone", "version")
+    told = ("sigma_rel", "fit_error", "run", "step", "epoch", "epoch_step", "leg", "milestone", "rounding", "version")
     provenance = {("plugin_version" if key == "version" else key): ours[key] for key in told if ours.get(key)}
+    held = _set_report(own, model.tensors, counted)
     return Report(
         path=path,
         kind=kind_of(path, model.tensors.names),
         size_bytes=size_of(path),
-        sets=(_set_report(own, model.tensors, counted),),
+        sets=(held,),
         ema=ema,
         provenance=provenance,
         metadata={key: text for key, text in model.metadata.items() if not key.startswith(_OURS)},
@@ -221,6 +283,7 @@ def _model_report(path: Path) -> Report:
         distance=distance,
         distance_problem=problem,
         partner=partner,
+        rounded=model_rounding(path, ours, held.dtypes),
     )
 
 

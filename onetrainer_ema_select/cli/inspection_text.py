@@ -9,7 +9,9 @@ from typing import Any
 from onetrainer_ema_select.cli.common import size_text
 from onetrainer_ema_select.cli.distances import distance_json, distance_lines
 from onetrainer_ema_select.cli.inspection import EmaReport, Report, SetReport
-from onetrainer_ema_select.cli.table import number, wrapped
+from onetrainer_ema_select.cli.shortfall import gap_json, gap_lines, rounding_json, rounding_lines
+from onetrainer_ema_select.cli.table import number, table, wrapped
+from onetrainer_ema_select.validation import ValidationRecord
 
 # A whole configuration is no line of a report.
 _LONGEST_VALUE = 200
@@ -32,6 +34,8 @@ def report_lines(report: Report, *, every: bool) -> list[str]:
         if report.ema.average is not None:
             for warning in report.ema.average.warnings(run_steps=report.ema.run_steps):
                 lines += wrapped(f"WARNING: {warning}")
+    if report.validation is not None:
+        lines += validation_lines(report.validation)
     if report.provenance:
         lines += ["", "Where it comes from"]
         lines += [line for key, value in report.provenance.items() for line in _field(key, value)]
@@ -48,6 +52,8 @@ def report_lines(report: Report, *, every: bool) -> list[str]:
         lines += distance_lines(report.distance, every=every, heads=heads)
     elif report.distance_problem:
         lines += ["", *wrapped(report.distance_problem, keep=[report.path, report.partner])]
+    lines += _paragraph([] if report.rounded is None else rounding_lines(report.rounded))
+    lines += _paragraph([] if report.gap is None else gap_lines(report.gap))
     return lines
 
 
@@ -62,6 +68,15 @@ def set_text(one: SetReport) -> str:
         f"{one.name or 'weights'}: {one.tensors:,} tensors, {one.elements:,} numbers, {dtypes or 'nothing'}, "
         f"{size_text(one.size_bytes)}; {health}"
     )
+
+
+def validation_lines(record: ValidationRecord) -> list[str]:
+    """Which set is better by validation loss, and the losses of each concept."""
+    rows = [(one.label, str(one.batches), number(one.ema), number(one.non_ema)) for one in record.concepts]
+    if len(rows) > 1:
+        rows.append(("all", str(record.batches), number(record.ema), number(record.non_ema)))
+    heads = ("validation loss", "batches", "ema", "non-ema")
+    return ["", *wrapped(record.text), *table(heads, rows, last="all" if len(rows) > 1 else "")]
 
 
 def share_text(part: int, whole: int) -> str:
@@ -132,13 +147,20 @@ def report_json(report: Report) -> dict[str, Any]:
             "half_life": half_life_json(ema),
             "precision": ema.precision,
         },
+        "validation": None if report.validation is None else report.validation.as_json(),
         "provenance": dict(report.provenance),
         "metadata": dict(report.metadata),
         "examples": list(report.examples),
         "partner": None if report.partner is None else report.partner.absolute(),
         "distance": None if report.distance is None else distance_json(report.distance),
         "distance_problem": report.distance_problem,
+        "rounding": rounding_json(report.rounded),
+        "lora_gap": gap_json(report.gap),
     }
+
+
+def _paragraph(lines: list[str]) -> list[str]:
+    return ["", *lines] if lines else []
 
 
 def _field(key: str, value: str) -> list[str]:

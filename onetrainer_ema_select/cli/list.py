@@ -21,6 +21,7 @@ from onetrainer_ema_select.workspace import (
     BackupView,
     ParkedView,
     SaveView,
+    SnapshotView,
     WorkspaceView,
     scan_workspace,
 )
@@ -37,7 +38,7 @@ def list_workspace(
         bool, typer.Option("--verify", help="Read every file, and compare it with its checksum where there is one.")
     ] = False,
 ) -> None:
-    """Show backups, milestones and saves: step, epoch, sets, size, whether each is complete and why not.
+    """Show backups, milestones, saves and snapshots: step, epoch, sets, size, whether each is complete and why not.
 
     Also says what "continue last backup" would load, in plain OneTrainer and with the plugin. With --verify the
     exit code is 1 if something is damaged.
@@ -78,13 +79,20 @@ def print_view(view: WorkspaceView, verdicts: Mapping[Path, Verdict], workspace:
         print_block("Saves", save_rows(view.saves, verdicts))
     if view.parked:
         print_block("Parked EMA, to be taken up again by a run with EMA on", parked_rows(view.parked))
-    if not (view.backups or view.milestones or view.saves or view.parked):
+    if view.snapshots:
+        for line in snapshot_lines(view.snapshots):
+            typer.echo(line)
+        typer.echo()
+    if not (view.backups or view.milestones or view.saves or view.parked or view.snapshots):
         for line in wrapped(f"No backups and no saves in {workspace}.", keep=[workspace]):
             typer.echo(line)
         typer.echo()
     for line in continue_lines(view, workspace):
         typer.echo(line)
 
+
+# Of snapshots, of which there may be hundreds.
+_STEPS_SHOWN = 12
 
 # What is said of a thing stands below it.
 _INDENT = " " * 9
@@ -151,6 +159,7 @@ def backup_rows(backups: Iterable[BackupView], verdicts: Mapping[Path, Verdict])
             notes += [f"problem: {backup.reason}"] if backup.reason else []
             notes.append(f"leg: {backup.leg}" if backup.leg else "made without the plugin")
             notes += [f"milestone: {backup.milestone}"] if backup.milestone else []
+            notes += [str(backup.validation["text"])] if backup.validation is not None else []
             notes += [f"EMA half-life: {backup.half_life.text}"] if backup.half_life is not None else []
             notes += [f"WARNING: {text}" for text in backup.length_warnings]
             notes += [f"parked: {name}" for name in backup.parked]
@@ -181,6 +190,24 @@ def save_rows(saves: Sequence[SaveView], verdicts: Mapping[Path, Verdict]) -> li
 def parked_rows(parked: Iterable[ParkedView]) -> list[Line]:
     """A line for each average that was set aside; its step is the one it stopped at."""
     return [Line(one.step, None, one.size_bytes, "ema", one.path.name) for one in parked]
+
+
+def snapshot_lines(snapshots: Sequence[SnapshotView]) -> list[str]:
+    """The snapshots of post-hoc tracks together, there are many, and those with which something is wrong."""
+    whole = [one for one in snapshots if not one.reason]
+    size = size_text(sum(one.size_bytes for one in snapshots))
+    steps = sorted({one.step for one in whole if one.step is not None})
+    lengths = sorted({sigma_rel for one in whole for sigma_rel in one.sigma_rels})
+    said = f"Snapshots for post-hoc EMA: {len(snapshots)}, {size} together"
+    if steps:
+        shown = ", ".join(f"{sigma_rel:g}" for sigma_rel in lengths)
+        which = ", ".join(map(str, steps)) if len(steps) <= _STEPS_SHOWN else f"{steps[0]} to {steps[-1]}"
+        said += f", sigma_rel {shown}, of the steps {which}"
+    lines = wrapped(f"{said}.")
+    for one in snapshots:
+        if one.reason:
+            lines += wrapped(f"DAMAGED: {one.path.name}: {one.reason}", indent="  ", keep=[one.path.name, one.path])
+    return lines
 
 
 def continue_lines(view: WorkspaceView, workspace: Path) -> list[str]:

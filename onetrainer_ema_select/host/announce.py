@@ -7,8 +7,9 @@ from torch import Tensor
 
 from onetrainer_ema_select.host.length import start_sentence
 from onetrainer_ema_select.host.session import Session
+from onetrainer_ema_select.rounding import rounds
 from onetrainer_ema_select.schedule import parse_milestones
-from onetrainer_ema_select.settings import EmaDtype, SaveSets, WeightSet
+from onetrainer_ema_select.settings import EmaDtype, ResumeWeights, SaveRounding, SaveSets, WeightSet
 
 _GB = 1e9
 
@@ -16,7 +17,9 @@ _GB = 1e9
 def announce(session: Session) -> None:
     """Print the start sentences, and put the first one into the window's status line."""
     lines = [session.plan.sentence, *session.match_notes, start_sentence(session)]
-    lines += [memory_sentence(session), disk_sentence(session)]
+    lines += [memory_sentence(session), post_hoc_sentence(session), disk_sentence(session), rounding_sentence(session)]
+    if session.judge is not None and session.judge.attached:
+        lines.append("OneTrainer's validation judges both sets: the EMA's loss is computed on the same batches.")
     if session.milestones.pending:
         owed = ", ".join(session.milestones.pending)
         lines.append(f"Owed from before the interruption, written with the next save: {owed}.")
@@ -48,6 +51,40 @@ def memory_sentence(session: Session) -> str:
     return text + "."
 
 
+def post_hoc_sentence(session: Session) -> str:
+    """Which power-function tracks are kept, what they take, and when their snapshots are written."""
+    settings = session.settings
+    notes = []
+    if settings.resume_sigma_rel and settings.resume_weights is not ResumeWeights.POST_HOC:
+        notes.append(
+            f"ema_select.resume_sigma_rel has no effect while ema_select.resume_weights is {settings.resume_weights}."
+        )
+    if session.post_hoc is None:
+        if settings.post_hoc_sigma_rels:
+            notes.append("ema_select.post_hoc_sigma_rels has no effect while EMA is off.")
+        elif settings.post_hoc_every:
+            notes.append("ema_select.post_hoc_every has no effect while ema_select.post_hoc_sigma_rels is empty.")
+        if (last := _last_tracks(session)) is not None and not session.plan.restarts:
+            notes.append(f"The backup's post-hoc tracks end at step {last}; the snapshots up to there stay usable.")
+        return " ".join(notes)
+    tracks = session.post_hoc.tracks
+    lengths = ", ".join(f"{sigma_rel:g}" for sigma_rel in tracks.sigma_rels)
+    size = gigabytes(tracks.nbytes)
+    when = f"every {settings.post_hoc_every}" if settings.post_hoc_every else "at every backup and milestone"
+    text = (
+        f"Post-hoc tracks of sigma_rel {lengths} take {size} on {tracks.device}; {session.post_hoc.sentence}. A "
+        f"snapshot of them, {size} on the disk, is written {when} and at the end; none is ever deleted."
+    )
+    if len(tracks.sigma_rels) == 1:
+        text += " With a second track of another length the lengths between them can be had more exactly."
+    return " ".join([text, *notes])
+
+
+def _last_tracks(session: Session) -> int | None:
+    manifest = session.contents.manifest if session.contents is not None else None
+    return None if manifest is None or manifest.post_hoc is None else manifest.step
+
+
 def disk_sentence(session: Session) -> str:
     """Which sets are written where, and what the trained weights in them take at least."""
     sets = session.settings.save_sets
@@ -72,6 +109,32 @@ def disk_sentence(session: Session) -> str:
         case _:
             text = f"Every save writes the {_label(WeightSet[str(sets)])} set alone, at least {gigabytes(size)}"
     return f"{text}. {milestones}"
+
+
+def rounding_sentence(session: Session) -> str:
+    """What saves of 16 bits take from an average of 32, and the ways out; empty where they take nothing."""
+    dtype: torch.dtype | None = session.config.output_dtype.torch_dtype()
+    written = {*session.sets_written(milestone=False), *session.sets_written(milestone=True)}
+    if session.ema is None or WeightSet.EMA not in written:
+        return ""
+    taken = set()
+    for name, parameter in zip(session.names, session.model.parameters.parameters(), strict=True):
+        average = session.average(name)
+        if average is not None and rounds(dtype, own=parameter.dtype, held=average.dtype):
+            taken.add(dtype or parameter.dtype)
+    if not taken:
+        return ""
+    names = " and ".join(sorted(str(one).removeprefix("torch.") for one in taken))
+    if session.settings.save_rounding is SaveRounding.STOCHASTIC:
+        return (
+            f"Saves are rounded to {names} at random, right on average with some noise; set output_dtype to FLOAT_32 "
+            "to keep the EMA in full."
+        )
+    return (
+        f"Saves are rounded to {names}, which can lose much of what a slow EMA has moved (inspect says how much, of a "
+        "backup). Set output_dtype to FLOAT_32 to keep it in full, or ema_select.save_rounding to STOCHASTIC to keep "
+        "it on average, with some noise."
+    )
 
 
 def milestone_sentence(session: Session) -> str:

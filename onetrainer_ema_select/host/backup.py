@@ -17,6 +17,7 @@ from onetrainer_ema_select.manifest import (
     FOLDER,
     Manifest,
     ParameterRecord,
+    PostHocRecord,
     write_manifest,
 )
 
@@ -29,6 +30,8 @@ def write_backup(session: Session, request: SaveRequest, destination: Path) -> N
             goes on training. Nothing is left in ``workspace/backup`` then.
     """
     session.checksums.stop()
+    if session.post_hoc is not None and session.post_hoc.at_backups:
+        session.post_hoc.snapshot()
     session.space.before("backup", destination, count=1, dtype=None)
     try:
         staging = store.Staging(destination, workspace=session.workspace)
@@ -59,7 +62,8 @@ def describe(session: Session, model: Any, folder: Path, *, milestones: tuple[st
         own.mkdir(exist_ok=True)
         config = json.dumps(session.config.to_settings_dict(secrets=False), indent=1)
         (own / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
-        write_manifest(backup_manifest(session, model, milestones=milestones), own)
+        post_hoc = session.post_hoc.keep(folder) if session.post_hoc is not None else None
+        write_manifest(backup_manifest(session, model, milestones=milestones, post_hoc=post_hoc), own)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - a mistake of ours must not cost a backup
@@ -70,8 +74,10 @@ def describe(session: Session, model: Any, folder: Path, *, milestones: tuple[st
         )
 
 
-def backup_manifest(session: Session, model: Any, *, milestones: tuple[str, ...] = ()) -> Manifest:
-    """The manifest of a backup made now, with the milestones that it is pinned for."""
+def backup_manifest(
+    session: Session, model: Any, *, milestones: tuple[str, ...] = (), post_hoc: PostHocRecord | None = None
+) -> Manifest:
+    """The manifest of a backup made now, with the milestones that it is pinned for, and its post-hoc tracks."""
     progress = model.train_progress
     parameters = tuple(
         ParameterRecord(name=name, shape=tuple(parameter.shape), dtype=str(parameter.dtype).removeprefix("torch."))
@@ -89,8 +95,10 @@ def backup_manifest(session: Session, model: Any, *, milestones: tuple[str, ...]
         training_method=str(session.config.training_method),
         parameters=parameters,
         ema=ema_record(session, file=EMA_FILE.as_posix(), step=progress.global_step),
+        post_hoc=post_hoc,
         leg=session.plan.leg,
         parked=tuple(session.parked),
         pending_milestones=session.milestones.pending,
         milestones=milestones,
+        validation=session.judged,
     )

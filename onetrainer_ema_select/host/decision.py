@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onetrainer_ema_select.errors import ResumeError, SettingProblem, SettingsError
+from onetrainer_ema_select.errors import PostHocError, ResumeError, SettingProblem, SettingsError
 from onetrainer_ema_select.integrity import EMA_FILE, backup_problem, read_progress
 from onetrainer_ema_select.manifest import ParkedRecord, read_manifest
 from onetrainer_ema_select.resume import BackupContents, ResumePlan, continues_leg, plan_resume
-from onetrainer_ema_select.settings import EmaSelectSettings
+from onetrainer_ema_select.settings import EmaSelectSettings, ResumeWeights
+from onetrainer_ema_select.snapshots import Mixture, find_snapshots, mix, read_snapshot
 from onetrainer_ema_select.workspace import (
     BACKUP_FOLDER,
     MILESTONE_FOLDER,
     PARKED_FOLDER,
+    SNAPSHOT_FOLDER,
     folders_in,
     newest_complete_backup,
     pinned_backups,
@@ -33,6 +35,7 @@ class Decision:
         contents: What it holds.
         plan: What is made of it.
         skipped: A sentence for each newer folder that was passed over.
+        mixture: The post-hoc average that becomes the live weights; None for a set of the backup.
     """
 
     run: str
@@ -40,6 +43,7 @@ class Decision:
     contents: BackupContents | None
     plan: ResumePlan
     skipped: tuple[str, ...]
+    mixture: Mixture | None = None
 
 
 def decide(settings: EmaSelectSettings, config: Any) -> Decision:
@@ -61,8 +65,33 @@ def decide(settings: EmaSelectSettings, config: Any) -> Decision:
     if contents is not None and (manifest is None or plan.leg != manifest.leg):
         leg = plan.leg.model_copy(update={"id": uuid.uuid4().hex[:12]})
         plan = dataclasses.replace(plan, leg=leg)
+    mixture = None
+    if plan.sigma_rel is not None and backup is not None:
+        mixture = _mix(backup, workspace, sigma_rel=plan.sigma_rel)
+        told = " ".join(filter(None, (mixture.sentence + ".", mixture.fit.warning, *mixture.notes)))
+        plan = dataclasses.replace(plan, sentence=f"{plan.sentence} That average is of {told}")
     run = manifest.run if manifest is not None else uuid.uuid4().hex
-    return Decision(run, backup, contents, plan, skipped)
+    return Decision(run, backup, contents, plan, skipped, mixture)
+
+
+def _mix(backup: Path, workspace: Path, *, sigma_rel: float) -> Mixture:
+    """The post-hoc average at a backup, out of the snapshots of the training that led to it.
+
+    Raises:
+        ResumeError: If there are none, or one is damaged.
+    """
+    home = next((folder for folder in backup.absolute().parents if (folder / SNAPSHOT_FOLDER).is_dir()), workspace)
+    try:
+        snapshots, problems = find_snapshots(home)
+        mixture = mix(read_snapshot(backup), snapshots, sigma_rel=sigma_rel)
+    except PostHocError as error:
+        raise ResumeError(
+            f"ema_select.resume_weights is POST_HOC, but the average cannot be made at this backup. {error} Or set "
+            "ema_select.resume_weights to NON_EMA or EMA.",
+            key="resume_weights",
+            path=str(backup),
+        ) from error
+    return dataclasses.replace(mixture, notes=mixture.notes + problems)
 
 
 def _choose_backup(settings: EmaSelectSettings, workspace: Path) -> tuple[Path | None, tuple[str, ...]]:
@@ -147,6 +176,15 @@ def check_configuration(settings: EmaSelectSettings, config: Any, *, ema_on: boo
                 f'"{settings.resume_backup}" while continue_last_backup is false',
                 "OneTrainer only asks for a backup when it continues from one",
                 "type --config-value continue_last_backup=true, or leave ema_select.resume_backup empty",
+            )
+        )
+    if settings.resume_weights is ResumeWeights.POST_HOC and settings.resume_length is None:
+        problems.append(
+            SettingProblem(
+                "resume_weights",
+                "POST_HOC while ema_select.resume_sigma_rel is empty",
+                "the average to load needs a length",
+                "type for example --config-value ema_select.resume_sigma_rel=0.10",
             )
         )
     optimizer = config.optimizer.optimizer

@@ -24,6 +24,8 @@ class HostEma:
     def __init__(self, tracks: WeightTracks, *, failed: Callable[[int, Exception], None]) -> None:
         """Wrap tracks; nothing is shown.
 
+        ``updated`` may be set to what is told the optimizer step and the decay of every update, right after it.
+
         Args:
             tracks: The tracks.
             failed: Told the optimizer step and the error when an update fails: training goes on then.
@@ -31,6 +33,7 @@ class HostEma:
         self.tracks = tracks
         self._failed = failed
         self.ema_wanted = False
+        self.updated: Callable[[int, float], None] | None = None
 
     def before_sample(self) -> None:
         """Put the set that OneTrainer asked for into the model. Stays until it asks for the other one."""
@@ -55,7 +58,10 @@ class HostEma:
         self.settle()
 
     def get_current_decay(self, optimization_step: int, *_: Any, **__: Any) -> float:
-        """Decay of the update at this optimizer step."""
+        """Decay of the update at this optimizer step, or of the next one where none is due at it."""
+        if self.tracks.pace is not None:
+            # OneTrainer draws it at every optimizer step, and by a half-life it depends on the time that has passed.
+            optimization_step += -(optimization_step + 1) % self.tracks.update_step_interval
         try:
             return self.tracks.get_current_decay(optimization_step)
         except EmaSelectError:  # OneTrainer only draws it; the update itself reports this
@@ -64,11 +70,14 @@ class HostEma:
     def step(self, parameters: Iterable[Tensor], optimization_step: int, *_: Any, **__: Any) -> None:
         """Average, if an update is due. A failure is reported and does not end the training."""
         self.tracks.show_live()  # outside: a run that cannot have its own weights back must not go on
+        updates, decay = self.tracks.updates, self.get_current_decay(optimization_step)
         try:
             with interrupts_deferred():
                 self.tracks.step(parameters, optimization_step)
         except Exception as error:  # noqa: BLE001 - nothing of ours may end a run
             self._failed(optimization_step, error)
+        if self.updated is not None and self.tracks.updates > updates:
+            self.updated(optimization_step, decay)
 
     @property
     def decay(self) -> float:

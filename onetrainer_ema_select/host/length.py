@@ -85,6 +85,7 @@ def ema_record(session: Session, *, file: str, step: int) -> EmaRecord | None:
         accumulation=session.config.gradient_accumulation_steps,
         images_per_step=images_per_step(session.config),
         steps_per_epoch=steps_per_epoch(session),
+        start_share=None if session.drift is None else session.drift.age.start_share,
     )
 
 
@@ -118,6 +119,11 @@ def loaded_lines(session: Session, *, epoch_length: int, epochs: int) -> list[st
     else:
         line += f". OneTrainer's warm-up brings it to {average.half_life_at(run).text} by the end"
     return [f"{line}.", *(f"WARNING: {text}" for text in average.warnings(run_steps=run))]
+
+
+def run_average(session: Session) -> Average:
+    """What the length of the run's average comes from, as far as it is known by now."""
+    return _average(session, epoch_length=steps_per_epoch(session))
 
 
 def _average(session: Session, *, epoch_length: int | None) -> Average:

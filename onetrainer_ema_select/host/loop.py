@@ -10,6 +10,7 @@ from modules.util import multi_gpu_util
 
 from onetrainer_ema_select.errors import SECTION, EmaSelectError
 from onetrainer_ema_select.host.decision import decide
+from onetrainer_ema_select.host.judging import follow_validation
 from onetrainer_ema_select.host.length import loaded_lines
 from onetrainer_ema_select.host.processes import decided_by_first
 from onetrainer_ema_select.host.report import Reporter
@@ -58,7 +59,7 @@ def last_backup_path(original: Callable[..., str | None], config: Any, *args: An
 
 
 def _attach(session: Session) -> None:
-    """Follow the run by wrapping three functions of its own objects, which are put back when it ends."""
+    """Follow the run by wrapping functions of its own objects, which are put back when it ends."""
     trainer, callbacks = session.trainer, session.trainer.callbacks
     master = multi_gpu_util.is_master()
     original_train = trainer.train
@@ -91,6 +92,8 @@ def _attach(session: Session) -> None:
             trainer.__dict__.pop("train", None)
             trainer.__dict__.pop("end", None)
             callbacks.__dict__.pop("on_update_train_progress", None)
+            if session.judge is not None:
+                session.judge.detach()
             session.close()
         if master:
             session.finish()
@@ -99,6 +102,7 @@ def _attach(session: Session) -> None:
     trainer.end = end
     if master:  # OneTrainer saves on the first process only
         _follow_progress(session)
+        follow_validation(session)
         try:
             clear_leftovers(session)
         except OSError as error:
@@ -118,6 +122,8 @@ def _follow_progress(session: Session) -> None:
                 session.length_said = True
                 for line in loaded_lines(session, epoch_length=max_step, epochs=max_epoch):
                     session.reporter.say(line)
+            if session.post_hoc is not None:
+                session.post_hoc.follow(train_progress, epoch_length=max_step, epochs=max_epoch)
             if session.milestones.advance(train_progress, epoch_length=max_step, epochs=max_epoch):
                 trainer.commands.save()
         except Exception as error:  # noqa: BLE001 - nothing of ours may end a run
@@ -145,7 +151,8 @@ def _take_up_final_output(session: Session) -> None:
         folder=Path(session.config.output_model_destination).parent,
     )
     missing = [set_suffix(weight_set) for weight_set in sets if weight_set not in session.final_done]
-    if session.plan.weights is WeightSet.EMA or not (missing or session.milestones.pending):
+    loaded_average = session.plan.weights is WeightSet.EMA or session.mixture is not None
+    if loaded_average or not (missing or session.milestones.pending):
         session.reporter.say("Nothing is left to train: the backup is of the end of the run. Nothing was written.")
         return
     what = f"the final output ({' and '.join(missing)})" if missing else "what is owed of the milestones"

@@ -15,6 +15,11 @@ from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.manifest import EmaRecord
 
 FOLDER_FILE = "ema_select.json"
+#: What ``ema_select.set`` says of an average that was made out of snapshots.
+POST_HOC = "POST_HOC"
+
+STOCHASTIC_MARK = {"ema_select.rounding": "STOCHASTIC"}
+"""What is said of a file of 16 bits that was rounded at random; of others nothing is."""
 
 
 class Marked:
@@ -68,7 +73,7 @@ class Marked:
 
 
 def moment_marks(
-    progress: Any, sets: Iterable[WeightSet], *, run: str = "", leg: str = "", milestones: Sequence[str] = ()
+    progress: Any, sets: Iterable[WeightSet | str], *, run: str = "", leg: str = "", milestones: Sequence[str] = ()
 ) -> dict[str, str]:
     """What is said of every model of a moment. ``ema_select.set`` names all of its sets; one alone replaces it.
 
@@ -106,6 +111,11 @@ def average_marks(average: EmaRecord) -> dict[str, str]:
         "ema_select.update_step_interval": str(average.update_step_interval),
         "ema_select.precision": average.dtype,
     } | {f"ema_select.{key}": str(value) for key, value in optional.items() if value}
+
+
+def mixture_marks(sigma_rel: float, fit_error: float) -> dict[str, str]:
+    """What is said of a post-hoc average: its length, and how far its profile is off."""
+    return {"ema_select.sigma_rel": f"{sigma_rel:g}", "ema_select.fit_error": f"{fit_error:.6f}"}
 
 
 def title_of(path: Path, sets: str, progress: Any) -> str:

@@ -27,7 +27,9 @@ from onetrainer_ema_select.manifest import (
 )
 from onetrainer_ema_select.resume import EmaSource, match_names, some
 from onetrainer_ema_select.settings import WeightSet
+from onetrainer_ema_select.snapshots import Mixture
 from onetrainer_ema_select.store import Staging
+from onetrainer_ema_select.synthesis import Synthesis
 from onetrainer_ema_select.tracks import check_positions
 from onetrainer_ema_select.workspace import PARKED_FOLDER
 
@@ -56,8 +58,11 @@ def apply_plan(session: Session, model: Any, parameters: Sequence[Tensor]) -> No
             park(session, tensors, parameters, decay=state.get("decay"))
         if plan.weights is WeightSet.EMA or plan.ema is EmaSource.BACKUP:
             saved = _by_name(session, tensors, parameters)
-    if plan.weights is WeightSet.EMA:
-        _load_ema_as_weights(session, model, saved, parameters)
+    if session.mixture is not None:
+        _load_mixture(session, model, session.mixture, parameters)
+    elif plan.weights is WeightSet.EMA:
+        shapes = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+        _load_as_weights(session, model, saved, parameters, shapes=shapes, called="EMA")
     if plan.ema is EmaSource.BACKUP:
         saved = _matched(session, saved)
     if plan.reset_optimizer:
@@ -65,7 +70,7 @@ def apply_plan(session: Session, model: Any, parameters: Sequence[Tensor]) -> No
     if plan.ema is EmaSource.PARKED and multi_gpu_util.is_master():
         saved = _take_up_parked(session)
     if plan.ema in (EmaSource.BACKUP, EmaSource.PARKED):
-        _check_shapes(session, saved, parameters)
+        _check_shapes(session, {name: tuple(tensor.shape) for name, tensor in saved.items()}, parameters)
         if multi_gpu_util.is_master():  # the others keep no average
             session.initial = saved
 
@@ -87,22 +92,40 @@ def _average_tensors(session: Session, state: Any) -> list[Tensor]:
     )
 
 
-def _load_ema_as_weights(
-    session: Session, model: Any, saved: Mapping[str, Tensor], parameters: Sequence[Tensor]
+def _load_mixture(session: Session, model: Any, mixture: Mixture, parameters: Sequence[Tensor]) -> None:
+    """Copy a post-hoc average into the weights, made tensor by tensor from its snapshots.
+
+    Raises:
+        EmaSelectError: As :func:`_load_as_weights`, and if a snapshot cannot be read.
+    """
+    files, coefficients = zip(*((source.file, source.coefficient) for source in mixture.sources), strict=True)
+    with Synthesis(files, coefficients) as average:
+        shapes = {name: average.shape(name) for name in average}
+        _load_as_weights(session, model, average, parameters, shapes=shapes, called="post-hoc EMA")
+
+
+def _load_as_weights(
+    session: Session,
+    model: Any,
+    saved: Mapping[str, Tensor],
+    parameters: Sequence[Tensor],
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    called: str,
 ) -> None:
-    """Copy the average into every weight that it has a value for, trained or not any more.
+    """Copy an average into every weight that it has a value for, trained or not any more.
 
     Raises:
         EmaSelectError: If nothing fits, or a trained weight has another shape; nothing has been changed then.
     """
     match = match_names(tuple(saved), session.names)
-    _check_shapes(session, saved, parameters)
+    _check_shapes(session, shapes, parameters)
     targets = dict(zip(session.names, parameters, strict=True))
     places = find_parameters(model, match.gone)
     loaded, left = [], []
     for name in match.gone:
         parameter = places.get(name)
-        if parameter is not None and parameter.is_floating_point() and parameter.shape == saved[name].shape:
+        if parameter is not None and parameter.is_floating_point() and tuple(parameter.shape) == shapes[name]:
             targets[name] = parameter
             loaded.append(name)
         else:
@@ -112,9 +135,9 @@ def _load_ema_as_weights(
             if name in saved and parameter.is_floating_point():
                 parameter.detach().copy_(saved[name])
     notes = (
-        (match.new, "trained weights are not in the saved EMA and stay as the backup has them (non-EMA)"),
-        (loaded, "weights that are not trained any more were loaded from the EMA too"),
-        (left, "weights of the saved EMA do not fit anything in this model and were left out"),
+        (match.new, f"trained weights are not in the saved {called} and stay as the backup has them (non-EMA)"),
+        (loaded, f"weights that are not trained any more were loaded from the {called} too"),
+        (left, f"weights of the saved {called} do not fit anything in this model and were left out"),
     )
     session.match_notes += tuple(f"{len(names)} {text}: {some(names)}." for names, text in notes if names)
 
@@ -141,16 +164,16 @@ def _matched(session: Session, saved: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: saved[name] for name in match.matched}
 
 
-def _check_shapes(session: Session, saved: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> None:
+def _check_shapes(session: Session, saved: Mapping[str, tuple[int, ...]], parameters: Sequence[Tensor]) -> None:
     for name, parameter in zip(session.names, parameters, strict=True):
-        if name in saved and saved[name].shape != parameter.shape:
+        if name in saved and saved[name] != tuple(parameter.shape):
             raise TrackError(
-                f"The saved EMA of {name} has the shape {tuple(saved[name].shape)}, the weight has "
+                f"The saved EMA of {name} has the shape {saved[name]}, the weight has "
                 f"{tuple(parameter.shape)}. Restore the settings of that run (for a LoRA its rank), or set "
                 "ema_select.resume_ema to RESTART and ema_select.resume_weights to NON_EMA.",
                 key=name,
                 expected=str(tuple(parameter.shape)),
-                found=str(tuple(saved[name].shape)),
+                found=str(saved[name]),
             )
 
 

@@ -18,13 +18,21 @@ from onetrainer_ema_select.host.backup import write_backup
 from onetrainer_ema_select.host.equal_parts import correct_parts
 from onetrainer_ema_select.host.ledger import SaveRecord
 from onetrainer_ema_select.host.length import ema_record
-from onetrainer_ema_select.host.metadata import Marked, average_marks, mark_files, moment_marks, title_of
+from onetrainer_ema_select.host.metadata import (
+    STOCHASTIC_MARK,
+    Marked,
+    average_marks,
+    mark_files,
+    moment_marks,
+    title_of,
+)
 from onetrainer_ema_select.host.pinned import pin
 from onetrainer_ema_select.host.processes import raise_together
 from onetrainer_ema_select.host.request import SaveRequest
 from onetrainer_ema_select.host.session import Session, session_of
 from onetrainer_ema_select.naming import paired_name, set_suffix, shortened
-from onetrainer_ema_select.settings import WeightSet
+from onetrainer_ema_select.rounding import StochasticRounding, rounds
+from onetrainer_ema_select.settings import SaveRounding, WeightSet
 from onetrainer_ema_select.state_dict_view import StateDictView
 from onetrainer_ema_select.workspace import OUTPUT_FOLDER, SAVE_FOLDER
 
@@ -58,6 +66,8 @@ def create_saver(original: Callable[..., Any], trainer: Any, *args: Any, **kwarg
     ) -> None:
         session.settle()
         session.publisher.collect(wait=True)
+        if session.drift is not None:
+            session.drift.before_save()
         destination = Path(output_model_destination)
         request = SaveRequest(original_save, model, model_type, output_model_format, dtype, more, more_named)
         if str(output_model_format) == "INTERNAL":
@@ -102,6 +112,8 @@ class SetWriter:
         failure is kept for the end of the run, so that OneTrainer can finish its own.
         """
         session = self._session
+        if session.post_hoc is not None:
+            session.post_hoc.snapshot()
         if session.milestones.unsaved:
             # OneTrainer serves a save before the next batch, and there is none.
             with contextlib.suppress(Exception):  # reported by write(), and the milestone stays owed
@@ -142,7 +154,9 @@ class SetWriter:
             Exception: What the primary set's saver raised, for OneTrainer to show as its own. A failure of
                 the other set is reported and does not hide that this one is there.
         """
-        pending = self._session.milestones.pending
+        pending, post_hoc = self._session.milestones.pending, self._session.post_hoc
+        if pending and post_hoc is not None and post_hoc.at_backups:
+            post_hoc.snapshot()
         self._milestones = self._session.milestones.unsaved
         paths = self._paths(destination, self._session.sets_written(milestone=bool(self._milestones)))
         after = "It is owed." if self._session.ending else "Training goes on, and the next due save tries again."
@@ -246,8 +260,10 @@ class SetWriter:
                 marked = Marked(self._request.model, marks, title=title, equal=equal)
                 session.undo.append(marked)
                 stack.enter_context(marked)
-                if weight_set is WeightSet.EMA:
-                    view = StateDictView(session.sites, session.average, dtype=self._request.dtype)
+                rounding = self._rounding(weight_set)
+                if weight_set is WeightSet.EMA or rounding is not None:
+                    value_of = self._values(weight_set)
+                    view = StateDictView(session.sites, value_of, dtype=self._request.dtype, rounding=rounding)
                     session.undo.append(view)
                     stack.enter_context(view)
                 self._request.write(stack.enter_context(staging.writing()))
@@ -328,7 +344,27 @@ class SetWriter:
         if weight_set is WeightSet.EMA:
             record = ema_record(session, file="", step=self._progress.global_step)
             marks |= average_marks(record) if record is not None else {}
-        return marks
+        return marks | (STOCHASTIC_MARK if self._rounding(weight_set) is not None else {})
+
+    def _rounding(self, weight_set: WeightSet) -> StochasticRounding | None:
+        """What rounds in the place of OneTrainer's saver; None where that is to round, or nothing is rounded."""
+        session, dtype = self._session, self._request.dtype
+        if session.settings.save_rounding is SaveRounding.NEAREST:
+            return None
+        value_of = self._values(weight_set)
+        for name, parameter in self._live().items():
+            value = value_of(name)
+            if value is not None and rounds(dtype, own=parameter.dtype, held=value.dtype):
+                return StochasticRounding(session.run, self._progress.global_step)
+        return None
+
+    def _values(self, weight_set: WeightSet) -> Callable[[str], torch.Tensor | None]:
+        """What a set has for a stable name."""
+        return self._session.average if weight_set is WeightSet.EMA else self._live().get
+
+    def _live(self) -> dict[str, torch.Tensor]:
+        """The live weights by stable name, the very tensors."""
+        return dict(zip(self._session.names, self._request.model.parameters.parameters(), strict=True))
 
     def _in_training_destination(self) -> Path:
         """Where OneTrainer would have put this save during training."""

@@ -134,6 +134,20 @@ SEAMS: tuple[Seam, ...] = (
     Seam(_EMA, "EMAModuleWrapper.to", ("self", "device", "dtype"), "moves the average"),
 )
 
+_SETUP = "modules.modelSetup.BaseModelSetup"
+
+VALIDATION_SEAMS: tuple[Seam, ...] = (
+    # How both sets are judged; wrapped on the objects of one run. A change here leaves that out, and no more.
+    Seam(
+        "modules.trainer.GenericTrainer",
+        "GenericTrainer._GenericTrainer__validate",
+        ("self", "train_progress"),
+        "validates",
+    ),
+    Seam(_SETUP, "BaseModelSetup.predict", ("self", "model", "batch", "config", "train_progress"), "predicts"),
+    Seam(_SETUP, "BaseModelSetup.calculate_loss", ("self", "model", "batch", "data", "config"), "computes the loss"),
+)
+
 _CREATE = "modules.util.create"
 _METHOD = ("model_type", "training_method")
 
@@ -418,8 +432,10 @@ def _signature_in_tree(tree: ast.Module | None, name: str) -> _Signature | None:
             return None
         body = found[-1].body
     functions = [node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    # A private method's name, as it stands in the source: Python puts the class's before it.
+    written = {function, function.removeprefix(f"_{classes[-1]}")} if classes else {function}
     for node in reversed(functions):
-        if node.name == function:
+        if node.name in written:
             names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
             keywords = [
                 argument.arg

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,8 +27,14 @@ from onetrainer_ema_select.manifest import EmaRecord, ParkedRecord
 from onetrainer_ema_select.publisher import Publisher
 from onetrainer_ema_select.resume import EmaSource
 from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet
+from onetrainer_ema_select.snapshots import Mixture
 from onetrainer_ema_select.state_dict_view import Site
 from onetrainer_ema_select.workspace import is_pinned
+
+if TYPE_CHECKING:  # they import this module
+    from onetrainer_ema_select.host.drift import DriftWatch
+    from onetrainer_ema_select.host.judging import Judge
+    from onetrainer_ema_select.host.post_hoc import PostHoc
 
 # Seconds that nobody has to be told of.
 _SOON = 2.0
@@ -62,6 +68,9 @@ class Session:
         names: Stable names of the trained weights in OneTrainer's order; empty before the setup.
         sites: Where savers find them.
         ema: The average, None where EMA is off and on every process but the first.
+        drift: Looks at how far the sets are apart, None without an average.
+        post_hoc: The power-function tracks beside it; None where none are kept.
+        mixture: The post-hoc average that is to be loaded; else None.
         parked_ema: Of the average that was taken up again after it was set aside.
         length_said: Whether the average's length was said, an epoch's length being known.
         training: Whether OneTrainer has come as far as to train.
@@ -75,6 +84,8 @@ class Session:
         pinned: Milestones whose backup this run has written, or has tried to, or that leave none.
         last_backup: The newest backup that this run has written.
         lost_backup: The last due one with its reason, if it could not be written.
+        judge: Follows the validations; None on every process but the first.
+        judged: The losses of both sets at the last one of this leg.
     """
 
     def __init__(self, trainer: Any, settings: EmaSelectSettings, decision: Decision) -> None:
@@ -98,6 +109,9 @@ class Session:
         self.sites: tuple[Site, ...] = ()
         self.model: Any = None
         self.ema: HostEma | None = None
+        self.drift: DriftWatch | None = None
+        self.post_hoc: PostHoc | None = None
+        self.mixture: Mixture | None = decision.mixture
         self.undo: list[Restorable] = []
         self.publisher = Publisher()
         self.space = SpaceWatch(self)
@@ -115,6 +129,9 @@ class Session:
         self.pinned: set[str] = set()
         self.last_backup: Path | None = None
         self.lost_backup = ""
+        self.judge: Judge | None = None
+        same_leg = manifest is not None and manifest.leg == self.plan.leg
+        self.judged = manifest.validation if manifest is not None and same_leg else None
 
     @functools.cached_property
     def ledger(self) -> Ledger:
@@ -205,7 +222,8 @@ class Session:
         if self.failed_updates == 1:
             self.reporter.problem(
                 f"The EMA could not be updated at optimizer step {optimization_step}; training goes on, and the "
-                "following updates are tried. The EMA of this run is not what its length says any more.",
+                "following updates are tried. The EMA of this run is not what its length says any more."
+                + (" The post-hoc tracks have missed that update too." if self.post_hoc is not None else ""),
                 error,
             )
 

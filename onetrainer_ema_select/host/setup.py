@@ -10,10 +10,13 @@ from modules.util import multi_gpu_util
 from torch import Tensor
 
 from onetrainer_ema_select.errors import EmaSelectError
+from onetrainer_ema_select.host import drift
 from onetrainer_ema_select.host.announce import announce
 from onetrainer_ema_select.host.ema import HostEma
 from onetrainer_ema_select.host.length import make_pace
+from onetrainer_ema_select.host.post_hoc import PostHoc
 from onetrainer_ema_select.host.session import Session, ema_device, session_of
+from onetrainer_ema_select.manifest import EmaRecord
 from onetrainer_ema_select.resume import EmaSource
 from onetrainer_ema_select.settings import EmaDtype
 from onetrainer_ema_select.tracks import WeightTracks
@@ -71,7 +74,13 @@ def create_ema(
 
 def _begin(session: Session, parameters: list[Tensor]) -> None:
     if session.ema_on:
-        session.ema = HostEma(_build_tracks(session, parameters), failed=session.update_failed)
+        record = _record_of_average(session)
+        tracks = _build_tracks(session, parameters, record)
+        if session.settings.post_hoc_lengths:
+            session.post_hoc = PostHoc(session, parameters, device=tracks.device)
+            tracks.beside = session.post_hoc.tracks
+        session.ema = HostEma(tracks, failed=session.update_failed)
+        drift.begin(session, record)
     session.begin_milestones()
     try:
         announce(session)
@@ -82,13 +91,16 @@ def _begin(session: Session, parameters: list[Tensor]) -> None:
         session.trainer.commands.save()
 
 
-def _build_tracks(session: Session, parameters: list[Tensor]) -> WeightTracks:
-    config = session.config
-    manifest = session.contents.manifest if session.contents is not None else None
-    from_backup = session.plan.ema is EmaSource.BACKUP
-    record = manifest.ema if from_backup and manifest is not None else None
+def _record_of_average(session: Session) -> EmaRecord | None:
+    """What is known of the average that goes on; None where a new one begins, or nothing was noted."""
     if session.plan.ema is EmaSource.PARKED:
-        record = session.parked_ema
+        return session.parked_ema
+    manifest = session.contents.manifest if session.contents is not None else None
+    return manifest.ema if session.plan.ema is EmaSource.BACKUP and manifest is not None else None
+
+
+def _build_tracks(session: Session, parameters: list[Tensor], record: EmaRecord | None) -> WeightTracks:
+    config = session.config
     tracks = WeightTracks(
         zip(session.names, parameters, strict=True),
         decay=config.ema_decay,
@@ -96,7 +108,7 @@ def _build_tracks(session: Session, parameters: list[Tensor]) -> WeightTracks:
         dtype=torch.float32 if session.settings.ema_dtype is EmaDtype.FLOAT_32 else None,
         update_step_interval=config.ema_update_step_interval,
         initial=session.initial,
-        pace=make_pace(session, record, from_backup=from_backup),
+        pace=make_pace(session, record, from_backup=session.plan.ema is EmaSource.BACKUP),
     )
     session.initial = None
     if record is not None:

@@ -36,7 +36,7 @@ class SpaceWatch:
         """Compare and, where it will not fit, print so; what cannot be found out is passed over.
 
         Args:
-            kind: ``save`` or ``backup``.
+            kind: ``save``, ``backup`` or ``snapshot``.
             place: Where it goes; need not exist.
             count: How many of the kind are written.
             dtype: The dtype of a save's file, None for the weights' own.
@@ -56,8 +56,11 @@ class SpaceWatch:
         self._written[kind] = size_of(place)
 
     def estimate(self, kind: str, dtype: torch.dtype | None) -> int:
-        """Bytes of one save or backup, by the weights; at least, since parts that are never trained may be in it."""
+        """Bytes of one save, backup or snapshot, by the weights: at least, as other parts may be in it."""
         session = self._session
+        tracks = session.post_hoc.tracks.nbytes if session.post_hoc is not None else 0
+        if kind == "snapshot":
+            return tracks
         parameters = list(session.model.parameters.parameters())
         if kind == "save":
             return _model_bytes(session.model, str(session.config.training_method), parameters, dtype)
@@ -65,7 +68,7 @@ class SpaceWatch:
         optimizer = 0 if session.config.optimizer.optimizer is None else _OPTIMIZER_COPIES * _bytes(parameters, None)
         exact = session.settings.ema_dtype is EmaDtype.FLOAT_32
         average = _bytes(parameters, torch.float32 if exact else None) if session.ema is not None else 0
-        return model + optimizer + average
+        return model + optimizer + average + tracks
 
 
 def free_bytes(place: Path) -> int | None:

@@ -15,7 +15,14 @@ import pytest
 import onetrainer_ema_select
 from onetrainer_ema_select import __version__
 from onetrainer_ema_select.host import dropin
-from onetrainer_ema_select.host.seams import CLOUD_SEAMS, COMPONENT_SEAMS, EXPORT_SEAMS, SEAMS, WINDOW_SEAMS
+from onetrainer_ema_select.host.seams import (
+    CLOUD_SEAMS,
+    COMPONENT_SEAMS,
+    EXPORT_SEAMS,
+    SEAMS,
+    VALIDATION_SEAMS,
+    WINDOW_SEAMS,
+)
 from onetrainer_ema_select.origin import install_source
 
 Command = Callable[..., "tuple[int, str, str]"]
@@ -60,6 +67,7 @@ def test_everything_fits(command: Command, standin: Path) -> None:
         "",
         f"{len(SEAMS)} of {len(SEAMS)} seams are as expected.",
         f"{len(EXPORT_SEAMS)} of {len(EXPORT_SEAMS)} seams of export are as expected.",
+        f"{len(VALIDATION_SEAMS)} of {len(VALIDATION_SEAMS)} seams of validation are as expected.",
         f'Nothing to mend. To start the plugin with OneTrainer: onetrainer-ema-select enable "{standin}"; '
         "for one run only: onetrainer-ema-select train --config-path FILE",
     ]
@@ -74,9 +82,10 @@ def test_a_changed_seam(command: Command, standin: Path) -> None:
         "NOT  modules.module.EMAModule:EMAModuleWrapper.copy_ema_to: "
         "found (self, parameters, keep), expected (self, parameters, store_temp)"
     ]
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         f"{len(SEAMS) - 1} of {len(SEAMS)} seams are as expected.",
         f"{len(EXPORT_SEAMS)} of {len(EXPORT_SEAMS)} seams of export are as expected.",
+        f"{len(VALIDATION_SEAMS)} of {len(VALIDATION_SEAMS)} seams of validation are as expected.",
         "This OneTrainer is not one that the plugin knows, so it refuses to run with it. "
         f"Get a newer version of the plugin and install it: pip install --upgrade {install_source()}",
     ]
@@ -87,14 +96,32 @@ def test_a_seam_of_export_that_has_changed(command: Command, standin: Path) -> N
     file.write_text(file.read_text().replace("(self, model, model_name)", "(self, model)"), encoding="utf-8")
     code, out, err = command("doctor", standin)
     assert (code, err) == (1, "")
-    assert out.splitlines()[-4:] == [
+    assert out.splitlines()[-5:] == [
         f"{len(SEAMS)} of {len(SEAMS)} seams are as expected.",
         "NOT  for export: modules.modelLoader.mixin.InternalModelLoaderMixin:InternalModelLoaderMixin."
         "_load_internal_data: found (self, model), expected (self, model, model_name)",
         f"{len(EXPORT_SEAMS) - 1} of {len(EXPORT_SEAMS)} seams of export are as expected.",
+        f"{len(VALIDATION_SEAMS)} of {len(VALIDATION_SEAMS)} seams of validation are as expected.",
         "The plugin can train with this OneTrainer, but not export from its backups. Get a newer version of the "
         f"plugin and install it: pip install --upgrade {install_source()}",
     ]
+
+
+def test_a_validation_that_has_changed(command: Command, standin: Path) -> None:
+    file = standin / "modules" / "trainer" / "GenericTrainer.py"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("def __validate(self, train_progress)", "def __check(self, train_progress)"))
+    code, out, err = command("doctor", standin)
+    assert (code, err) == (1, "")
+    assert out.splitlines()[-3:] == [
+        "NOT  for validation: modules.trainer.GenericTrainer:GenericTrainer._GenericTrainer__validate: expected (self, "
+        "train_progress), found nothing of that name",
+        f"{len(VALIDATION_SEAMS) - 1} of {len(VALIDATION_SEAMS)} seams of validation are as expected.",
+        "The plugin can train with this OneTrainer, but not judge both sets by its validation. Get a newer version of "
+        f"the plugin and install it: pip install --upgrade {install_source()}",
+    ]
+    report = json.loads(command("doctor", standin, "--json")[1])
+    assert [seam["ok"] for seam in report["validation_seams"]] == [False, True, True]
 
 
 def test_a_window_that_has_changed(command: Command, standin: Path) -> None:

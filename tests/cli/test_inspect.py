@@ -135,6 +135,125 @@ def test_a_parked_average(command: Command, tmp_path: Path) -> None:
     assert "  step: 8" in out
 
 
+# -- rounding to 16 bits, and the factors of a LoRA ------------------------------------------------------------------
+
+
+def bf16_backup(folder: Path, *, apart: float, config: dict[str, object] | None) -> Path:
+    """Of a model in bf16, whose average in float32 lies ``apart`` steps of the format above it."""
+    live = torch.full((1000,), 1.0, dtype=torch.bfloat16)
+    average = live.float() + apart * 2.0**-7
+    return write_backup(
+        folder / "run" / "backup" / NAME, {UNET: {"a.w": live}}, averages=[average], names=["unet.a.w"], config=config
+    )
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_what_rounding_takes_from_a_backups_average(command: Command, tmp_path: Path) -> None:
+    backup = bf16_backup(tmp_path, apart=0.25, config={"output_dtype": "NONE"})
+    out = flat(command("inspect", backup)[1])
+    assert (
+        "What rounding the EMA to bfloat16 takes, beside the distance between the two sets: to the nearest, as saves "
+        "of this run are: an error of 1 of that distance; 0 of the difference is left, and 100 % of the weights that "
+        "differ become the same stochastic: an error of 1.732; all of the difference is left on average float32 "
+        "(export --dtype FLOAT_32; output_dtype): none; where it has to be 16 bits, stochastic (save_rounding; export "
+        "--rounding) keeps what the nearest loses"
+    ) in out
+    found = json.loads(command("inspect", backup, "--json")[1])["rounding"]
+    assert found.pop("error_stochastic") == pytest.approx(math.sqrt(0.25 * 0.75) / 0.25)
+    assert found == {
+        "dtype": "bfloat16",
+        "rounding": "NEAREST",
+        "elements": 1000,
+        "error_nearest": 1.0,
+        "left_nearest": 0.0,
+        "same_nearest": 1.0,
+        "backup": None,
+    }
+
+
+def test_rounding_at_random_and_where_the_nearest_is_closer(command: Command, tmp_path: Path) -> None:
+    config = {"output_dtype": "BFLOAT_16", "ema_select": {"save_rounding": "STOCHASTIC"}}
+    out = flat(command("inspect", bf16_backup(tmp_path, apart=3.25, config=config))[1])
+    assert "takes, beside the distance between the two sets: to the nearest: an error of 0.07692 of that" in out
+    assert "and 0 % of the weights that differ become the same stochastic, as saves of this run are: an" in out
+    assert "where it has to be 16 bits, the nearest is closer here" in out
+
+
+@pytest.mark.parametrize(
+    "config", [None, {"output_dtype": "FLOAT_32"}, {}, {"output_dtype": "FLOAT_8"}, {"output_dtype": ["x"]}]
+)
+def test_a_backup_whose_saves_take_nothing(command: Command, tmp_path: Path, config: dict[str, object] | None) -> None:
+    backup = bf16_backup(tmp_path, apart=0.25, config=config)
+    assert "rounding" not in command("inspect", backup)[1]
+    assert json.loads(command("inspect", backup, "--json")[1])["rounding"] is None
+
+
+def test_two_sets_that_are_the_same_have_nothing_to_lose(command: Command, tmp_path: Path) -> None:
+    backup = bf16_backup(tmp_path, apart=0, config={"output_dtype": "NONE"})
+    assert "What rounding" not in command("inspect", backup)[1]
+    assert json.loads(command("inspect", backup, "--json")[1])["rounding"]["error_nearest"] is None
+
+
+def test_what_rounding_has_taken_from_a_saved_model(command: Command, tmp_path: Path) -> None:
+    backup = bf16_backup(tmp_path, apart=0.25, config={"output_dtype": "FLOAT_32"})
+    path = tmp_path / "run" / "save" / "x.safetensors"
+    path.parent.mkdir()
+    marks = {"ema_select.set": "EMA", "ema_select.run": "a-run", "ema_select.step": "8"}
+    weights = {"a.w": torch.ones(1000, dtype=torch.bfloat16)}
+    save_file(weights, path, metadata=marks | {"ema_select.rounding": "STOCHASTIC"})
+    out = flat(command("inspect", path)[1])
+    assert "  rounding: STOCHASTIC\n" in command("inspect", path)[1]
+    assert "stochastic, as its file is: an error of 1.732;" in out
+    assert f"Measured in the backup of the same step: {NAME}" in out
+    found = json.loads(command("inspect", path, "--json")[1])["rounding"]
+    assert (found["rounding"], found["error_nearest"], found["backup"]) == ("STOCHASTIC", 1.0, str(backup))
+    for other in ({"ema_select.step": "9"}, {"ema_select.run": "b"}, {"ema_select.set": "NON_EMA"}):
+        save_file(weights, path, metadata=marks | other)
+        assert json.loads(command("inspect", path, "--json")[1])["rounding"] is None
+    save_file({"a.w": torch.ones(1000)}, path, metadata=marks)  # in 32 bits
+    assert json.loads(command("inspect", path, "--json")[1])["rounding"] is None
+    save_file(weights, path, metadata=marks)
+    (backup / "ema" / "ema.pt").write_bytes(b"damaged")
+    report = json.loads(command("inspect", path, "--json")[1])
+    assert (report["rounding"], report["kind"]) == (None, "unknown")
+
+
+def lora_backup(folder: Path, kinds: dict[str, tuple[int, ...]]) -> Path:
+    names = [f"unet_lora.x.{name}" for name in kinds]
+    live, average = tensors(*kinds.values()), tensors(*kinds.values(), seed=1)
+    file = {f"unet.x.{name}": tensor for name, tensor in zip(kinds, live, strict=True)}
+    files = {"lora/lora.safetensors": {**file, "unet.x.alpha": torch.tensor(2.0)}}
+    return write_backup(folder / NAME, files, averages=average, names=names)
+
+
+def test_what_averaging_the_factors_of_a_lora_leaves_out(command: Command, tmp_path: Path) -> None:
+    shapes = {"lora_down.weight": (4, 6), "lora_up.weight": (5, 4)}
+    backup = lora_backup(tmp_path, shapes)
+    (live_a, live_b), (a, b) = ([each.double() for each in tensors(*shapes.values(), seed=seed)] for seed in (0, 1))
+    gap = float(((live_b - b) @ (live_a - a)).norm())
+    apart, added = float((b @ a - live_b @ live_a).norm()), float((b @ a).norm())
+    found = json.loads(command("inspect", backup, "--json")[1])["lora_gap"]
+    assert found["of_distance"] == pytest.approx(gap / apart, rel=1e-12)
+    assert found["of_ema"] == pytest.approx(gap / added, rel=1e-12)
+    assert (found["layers"], found["other_layers"]) == (1, 0)
+    out = flat(command("inspect", backup)[1])
+    assert (
+        f"leaves out about {100 * gap / apart:.3g} % of the distance between the two sets, and "
+        f"{100 * gap / added:.3g} % of what the EMA adds to the model."
+    ) in out
+
+
+def test_the_factors_of_a_loha_and_what_has_none(command: Command, tmp_path: Path, backup: Path) -> None:
+    names = {f"hada_w{one}_{other}": (3, 3) for one in (1, 2) for other in "ab"}
+    out = flat(command("inspect", lora_backup(tmp_path, names))[1])
+    assert "How far the average of a LoHa's, LoKr's or OFT's factors is" in out
+    assert "averages its two factors" not in out
+    assert json.loads(command("inspect", backup, "--json")[1])["lora_gap"] is None
+
+
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     marks = {"ema_select.run": "r", "ema_select.step": "8", "ema_select.sets": "EMA, NON_EMA"}

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ..backup_files import NAME, park, tensors, write_backup
+from onetrainer_ema_select.validation import judge
+
+from ..backup_files import NAME, park, tensors, write_backup, write_snapshot
 
 Command = Callable[..., "tuple[int, str, str]"]
 
@@ -20,6 +22,9 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
 # Whatever a file's header says.
 FREE = {"metadata"}
+
+JUDGED = judge(step=7, epoch=3, labels=["a", "b"], ema=[0.5, 0.25], non_ema=[0.75, 0.375])
+NOT_FINITE = judge(step=7, epoch=3, labels=["a"], ema=[float("nan")], non_ema=[float("inf")])
 
 
 def documented(verb: str, page: Path = DOCS / "json.md") -> dict[str, str]:
@@ -84,7 +89,12 @@ def workspace(tmp_path: Path) -> Path:
     manifest = root / "backup" / NAME / "ema_select" / "manifest.json"
     raw = json.loads(manifest.read_text(encoding="utf-8"))
     raw["ema"] |= {"half_life": "1 steps", "age": 3.5, "images_per_step": 4, "steps_per_epoch": 2, "decay": 0.1}
+    raw["post_hoc"] = {
+        "tracks": [{"sigma_rel": 0.05, "file": "x"}], "dtype": "FLOAT_32", "images": 8, "time": 8, "updates": 8,
+        "interval": 1, "update_step_interval": 1, "stretch": "s",
+    }  # fmt: skip
     raw |= {"parked": [{"name": "x-ema", "step": 2}], "milestones": ["2 epochs"], "onetrainer_commit": "abc"}
+    raw["validation"] = json.loads(JUDGED.model_dump_json())
     manifest.write_text(json.dumps(raw), encoding="utf-8")
     write_backup(root / "ema_select" / "milestones" / "backup" / NAME, files)
     (root / "backup" / "stray").mkdir()
@@ -98,6 +108,10 @@ def workspace(tmp_path: Path) -> Path:
         save_file({"a.w": tensor}, root / "save" / f"a{end}.safetensors", metadata=header | {"ss_v2": "True"})
     save_file({"a.w": live[0], "b.w": torch.zeros(1)}, root / "save" / "b.safetensors")
     assert parked.is_dir()
+    snapshots = root / "ema_select" / "post_hoc" / "backup"
+    average = {"unet.blocks.0.weight": live[0]}
+    write_snapshot(snapshots / "2026-08-19_11-00-00-snapshot-8-4-0", {0.05: average, 0.1: average}, step=8)
+    (snapshots / "2026-08-19_12-00-00-snapshot-9-4-1").mkdir()
     return root
 
 
@@ -122,7 +136,30 @@ def test_list(command: Command, workspace: Path) -> None:
     for one in report["milestones"]:
         one |= {"step": None, "epoch": None} if one is report["milestones"][-1] else {}
     report["milestones"].append(report["backups"][-1])
+    [judged] = [one for one in report["backups"] if one["validation"] is not None]
+    assert judged["validation"] == JUDGED.as_json()
+    for one in ("backups", "milestones"):
+        report[one] += [judged, judged | {"validation": NOT_FINITE.as_json()}]
     check([report, nothing], expected)
+
+
+def of_16_bits(folder: Path) -> list[Path]:
+    """Backups in 16 bits whose sets differ and do not, a model of the first, and adapters of two kinds."""
+    live, config = torch.ones(3, dtype=torch.bfloat16), {"output_dtype": "NONE"}
+    paths = []
+    for number, average in enumerate((torch.full((3,), 1.001), torch.ones(3))):
+        backup = folder / str(number) / "backup" / NAME
+        paths.append(write_backup(backup, {UNET: {"a": live}}, averages=[average], names=["unet.a"], config=config))
+    marks = {"set": "EMA", "run": "a-run", "step": "8", "rounding": "STOCHASTIC"}
+    save_file({"a": live}, folder / "0" / "x.safetensors", metadata={f"ema_select.{key}": marks[key] for key in marks})
+    paths.append(folder / "0" / "x.safetensors")
+    for names in (("lora_down.weight", "lora_up.weight"), ("hada_w1_a", "hada_w1_b")):
+        lora = {f"unet.x.{name}": tensor for name, tensor in zip(names, tensors((2, 2), (2, 2)), strict=True)}
+        called = [f"unet_lora.x.{name}" for name in names]
+        average = tensors((2, 2), (2, 2), seed=1)
+        backup = folder / names[0] / NAME
+        paths.append(write_backup(backup, {"lora/lora.safetensors": lora}, averages=average, names=called))
+    return paths
 
 
 def test_inspect(command: Command, workspace: Path) -> None:
@@ -141,6 +178,8 @@ def test_inspect(command: Command, workspace: Path) -> None:
     }
     for report in reports:
         report["distance"] = None if report["distance"] is None else {}
+    assert reports[0]["validation"] == JUDGED.as_json()
+    reports.append(reports[0] | {"validation": NOT_FINITE.as_json()})
     # a decay that is no number, in the header of a model
     header = {"ema_select.set": "EMA", "ema_select.decay": "x", "ema_select.update_step_interval": "2"}
     save_file({"a": torch.ones(1)}, workspace / "c.safetensors", metadata=header)
@@ -148,6 +187,16 @@ def test_inspect(command: Command, workspace: Path) -> None:
     header["ema_select.decay"] = "0.9"
     save_file({"a": torch.ones(1)}, workspace / "d.safetensors", metadata=header)
     reports.append(json.loads(command("inspect", workspace / "d.safetensors", "--json")[1]))
+    reports += [
+        {**json.loads(command("inspect", path, "--json")[1]), "distance": None} for path in of_16_bits(workspace / "16")
+    ]
+    snapshot = workspace / "ema_select" / "post_hoc" / "backup" / "2026-08-19_11-00-00-snapshot-8-4-0"
+    reports.append(json.loads(command("inspect", snapshot, "--json")[1]))
+    marks = {"set": "POST_HOC", "sigma_rel": "0.08", "fit_error": "0.001", "step": "8"}
+    header = {f"ema_select.{key}": value for key, value in marks.items()}
+    save_file({"a": torch.ones(1)}, workspace / "e.safetensors", metadata=header)
+    reports.append(json.loads(command("inspect", workspace / "e.safetensors", "--json")[1]))
+    assert [reports[-2]["kind"], reports[-1]["sets"][0]["set"]] == ["snapshot", "post-hoc"]
     check(reports, documented("inspect"))
 
 

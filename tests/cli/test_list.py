@@ -13,6 +13,9 @@ from safetensors.torch import save_file
 
 from onetrainer_ema_select.checksums import write_checksums
 from onetrainer_ema_select.manifest import Manifest, write_manifest
+from onetrainer_ema_select.workspace import SNAPSHOT_FOLDER
+
+from ..backup_files import write_snapshot
 
 Command = Callable[..., "tuple[int, str, str]"]
 
@@ -112,6 +115,7 @@ def test_json(command: Command, workspace: Path) -> None:
         "milestone": "",
         "half_life": None,
         "length_warnings": [],
+        "validation": None,
     }
     assert report["backups"][2]["parked"] == ["parked-ema (stopped at step 2)"]
     assert report["saves"][1]["partner"] == str(workspace / "save" / f"{SAVE}.safetensors")
@@ -238,3 +242,23 @@ def test_every_line_fits_80_columns(command: Command, tmp_path: Path, make_backu
     assert out.count("partner of the one above") == 2
     assert "人像" * 15 + "-non-ema.safetensors\n" in out
     assert "step epoch     size  sets" in out
+
+
+def test_snapshots_are_told_together_and_damaged_ones_alone(command: Command, tmp_path: Path) -> None:
+    place = tmp_path / "run" / SNAPSHOT_FOLDER
+    weights = {"a": torch.ones(3)}
+    for step in range(1, 4):
+        write_snapshot(
+            place / f"2026-01-02_03-04-0{step}-snapshot-{step}-0-0", {0.05: weights, 0.1: weights}, step=step
+        )
+    out = command("list", tmp_path / "run")[1]
+    assert "Snapshots for post-hoc EMA: 3, " in out
+    assert "sigma_rel 0.05, 0.1, of the\n  steps 1, 2, 3." in out
+    file = place / "2026-01-02_03-04-02-snapshot-2-0-0" / "sigma_rel-0.1.safetensors"
+    file.write_bytes(file.read_bytes()[:-2])
+    out = command("list", tmp_path / "run")[1]
+    assert "steps 1, 3." in out
+    assert "DAMAGED: 2026-01-02_03-04-02-snapshot-2-0-0: sigma_rel-0.1.safetensors is cut" in out
+    for step in range(4, 16):
+        write_snapshot(place / f"2026-01-02_03-05-{step}-snapshot-{step}-0-0", {0.05: weights}, step=step)
+    assert "of the steps 1 to 15." in " ".join(command("list", tmp_path / "run")[1].split())

@@ -17,10 +17,12 @@ import onetrainer_ema_select
 from onetrainer_ema_select.demo.standin_copy import copy_standin
 
 WORKER = Path(__file__).with_name("worker.py")
+CARRY_OUT = Path(__file__).parents[1] / "export_orders.py"
 PACKAGE_FOLDER = Path(onetrainer_ema_select.__file__).parents[1]
 
 Jobs = list[dict[str, Any]]
 RunJobs = Callable[[Jobs], dict[str, dict[str, Any]]]
+CarryOut = Callable[[Jobs], list[dict[str, Any]]]
 
 
 def environment() -> dict[str, str]:
@@ -48,5 +50,27 @@ def run_jobs(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> RunJobs
         )
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
         return {job["name"]: torch.load(folder / f"{job['name']}.pt", weights_only=True) for job in jobs}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def carry_out(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> CarryOut:
+    def run(orders: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("orders")
+        orders = [{"action": "export", "onetrainer": str(standin), **each} for each in orders]
+        (folder / "orders.json").write_text(json.dumps(orders, default=str), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(CARRY_OUT), str(standin)],
+            input=str(folder / "orders.json"),
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return results
 
     return run

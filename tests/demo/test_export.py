@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +17,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from onetrainer_ema_select.backups import open_backup
+from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.errors import EmaSelectError, ExportError
 from onetrainer_ema_select.host.export import export, launch, trained_names
+from onetrainer_ema_select.rounding import StochasticRounding
 
-from .conftest import RunJobs, environment
+from .conftest import CarryOut, RunJobs
 
-CARRY_OUT = Path(__file__).parents[1] / "export_orders.py"
 UUID = "00000000-0000-4000-8000-000000000001"
 EXTRA = {"uuid": "00000000-0000-4000-8000-000000000002", "placeholder": "<extra>", "token_count": 2}
 BASE: dict[str, Any] = {
@@ -32,6 +32,7 @@ BASE: dict[str, Any] = {
     "ema": "CPU", "ema_decay": 0.9, "ema_update_step_interval": 1,
 }  # fmt: skip
 BF16 = {"weight_dtype": "BFLOAT_16"}
+STOCHASTIC = {"save_rounding": "STOCHASTIC"}
 RUNS: dict[str, tuple[dict[str, Any], bool]] = {
     "fine-tune": ({"training_method": "FINE_TUNE"}, False),
     "fine-tune, plugin": ({"training_method": "FINE_TUNE", "include_train_config": "SETTINGS"}, True),
@@ -49,6 +50,15 @@ RUNS: dict[str, tuple[dict[str, Any], bool]] = {
     "embedding": (
         {"training_method": "EMBEDDING", "output_model_format": "SAFETENSORS",
          "embedding": {"uuid": UUID, "token_count": 2}, "embedding_learning_rate": 0.1},
+        True,
+    ),
+    "stochastic": (
+        {"training_method": "FINE_TUNE", "unet": BF16, "text_encoder": BF16, "output_dtype": "NONE",
+         "ema_select": STOCHASTIC}, True
+    ),
+    "stochastic, lora": (
+        {"training_method": "LORA", "output_model_format": "DIFFUSERS_LORA", "output_dtype": "BFLOAT_16",
+         "ema_select": STOCHASTIC},
         True,
     ),
     "ema off": ({"training_method": "FINE_TUNE", "ema": "OFF"}, True),
@@ -83,36 +93,11 @@ def made(run_jobs: RunJobs, tmp_path_factory: pytest.TempPathFactory) -> dict[st
             "workspace_dir": str(place / name / "workspace"),
             "output_model_destination": str(place / name / f"model{ending}"),
             **keys,
-            **({"ema_select": {"enabled": True}} if plugin else {}),
+            **({"ema_select": {"enabled": True, **keys.get("ema_select", {})}} if plugin else {}),
         }
         jobs.append({"name": name, "config": config, "plugin": plugin})
     run_jobs(jobs)
     return {name: Run(place / name) for name in RUNS}
-
-
-CarryOut = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
-
-
-@pytest.fixture(scope="session")
-def carry_out(standin: Path, tmp_path_factory: pytest.TempPathFactory) -> CarryOut:
-    def run(orders: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        folder = tmp_path_factory.mktemp("orders")
-        orders = [{"action": "export", "onetrainer": str(standin), **each} for each in orders]
-        (folder / "orders.json").write_text(json.dumps(orders, default=str), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, str(CARRY_OUT), str(standin)],
-            input=str(folder / "orders.json"),
-            cwd=folder,
-            env=environment(),
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        return results
-
-    return run
 
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -215,6 +200,68 @@ def test_an_average_of_more_bits_goes_into_a_wider_file_in_full(
         assert torch.equal(wide[key], average)
         assert torch.equal(narrow[key], average.bfloat16())
         assert torch.equal(own[key], average.bfloat16())
+
+
+def averages_in(path: Path, backup: Path) -> dict[str, torch.Tensor]:
+    """Of a fine-tune in one file, the tensors of the trained weights by their stable names."""
+    found = load_file(path)
+    prefixes = {"unet": "model.diffusion_model.", "text_encoder": "cond_stage_model."}
+    names = [record["name"] for record in json.loads((backup / "ema_select/manifest.json").read_text())["parameters"]]
+    return {name: found[prefixes[name.partition(".")[0]] + name.partition(".")[2]] for name in names}
+
+
+def test_rounding_at_random(
+    made: dict[str, Run], exported: dict[str, Any], carry_out: CarryOut, tmp_path: Path
+) -> None:
+    run = made["stochastic"]
+    manifest = json.loads((run.backup / "ema_select" / "manifest.json").read_text())
+    averages = torch.load(run.backup / "ema" / "ema.pt", weights_only=True)["ema_parameters"]
+    written = averages_in(run.saved(), run.backup)
+    rule = StochasticRounding(manifest["run"], manifest["step"])
+    assert [name for name, average in zip(written, averages, strict=True)
+            if not torch.equal(written[name], rule(name, average, torch.bfloat16))] == []  # fmt: skip
+    assert any(not torch.equal(written[name], average.bfloat16())
+               for name, average in zip(written, averages, strict=True))  # fmt: skip
+    # the live weights have 16 bits and stay what they are
+    unet = load_file(run.backup / "unet" / "diffusion_pytorch_model.safetensors")
+    plain = load_file(run.saved("-non-ema"))
+    assert all(torch.equal(plain[f"model.diffusion_model.{key}"], value) for key, value in unet.items())
+    lora = made["stochastic, lora"]
+    for path in (run.saved(), run.saved("-non-ema"), lora.saved(), lora.saved("-non-ema")):
+        with safe_open(path, framework="pt") as file:
+            marked = file.metadata().get("ema_select.rounding")
+        assert marked == (None if path == run.saved("-non-ema") else "STOCHASTIC")
+    assert [exported[name]["result"]["rounding"] for name in ("bf16", "stochastic", "stochastic, lora")] == [
+        "NEAREST", "STOCHASTIC", "STOCHASTIC",
+    ]  # fmt: skip
+    orders = [
+        {"backup": made[name].backup, "output": tmp_path / f"{index}.safetensors", "sets": "ema", **more}
+        for index, (name, more) in enumerate(
+            [("stochastic", {"rounding": "nearest"}), ("bf16", {"rounding": "stochastic", "dtype": "NONE"}),
+             ("bf16", {"rounding": "stochastic", "dtype": "FLOAT_32"}), ("stochastic", {"rounding": "up"})]
+        )
+    ]  # fmt: skip
+    results = carry_out(orders)
+    assert [each["result"]["rounding"] for each in results[:3]] == ["NEAREST", "STOCHASTIC", "NEAREST"]
+    nearest = averages_in(tmp_path / "0.safetensors", run.backup)
+    assert all(torch.equal(nearest[name], each.bfloat16()) for name, each in zip(nearest, averages, strict=True))
+    with safe_open(tmp_path / "0.safetensors", framework="pt") as file:
+        assert "ema_select.rounding" not in file.metadata()
+    assert all(value.dtype == torch.bfloat16 for value in averages_in(tmp_path / "1.safetensors", run.backup).values())
+    assert results[3]["error"] == "UsageError: --rounding up is none. Choose nearest or stochastic."
+
+
+def test_a_lora_in_32_bits_is_rounded_at_random_in_both_sets(made: dict[str, Run]) -> None:
+    run = made["stochastic, lora"]
+    manifest = json.loads((run.backup / "ema_select" / "manifest.json").read_text())
+    rule = StochasticRounding(manifest["run"], manifest["step"])
+    with open_backup(run.backup) as backup:
+        for kind, weight_set in (("", WeightSet.EMA), ("-non-ema", WeightSet.NON_EMA)):
+            written = load_file(run.saved(kind))
+            expected = {name: rule(name, backup.sets[weight_set][name], torch.bfloat16) for name in backup.places}
+            # whatever the format calls them
+            for value in expected.values():
+                assert any(value.shape == other.shape and torch.equal(value, other) for other in written.values())
 
 
 def test_names_of_a_plain_backup(made: dict[str, Run], standin: Path) -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from onetrainer_ema_select.demo.standin_copy import SOURCE
-from onetrainer_ema_select.host.seams import EXPORT_SEAMS, SEAMS, check_source
+from onetrainer_ema_select.host.seams import EXPORT_SEAMS, SEAMS, VALIDATION_SEAMS, check_source
 
 ONETRAINER = Path(os.environ.get("ONETRAINER_DIR") or Path.home() / "OneTrainer")
+ALL = (*SEAMS, *EXPORT_SEAMS, *VALIDATION_SEAMS)
 
 
 def test_every_seam_of_the_standin_is_as_the_plugin_expects():
-    results = check_source(SOURCE) + check_source(SOURCE, EXPORT_SEAMS)
-    assert len(results) == len(SEAMS) + len(EXPORT_SEAMS)
+    results = check_source(SOURCE, ALL)
+    assert len(results) == len(ALL)
     assert [result.sentence for result in results if not result.ok] == []
 
 
@@ -24,7 +25,7 @@ def test_every_seam_of_the_standin_is_as_the_plugin_expects():
     reason=f"no OneTrainer in {ONETRAINER}; name one in ONETRAINER_DIR",
 )
 def test_the_standin_and_a_real_checkout_have_the_same_seams():
-    ours, theirs = (check_source(folder) + check_source(folder, EXPORT_SEAMS) for folder in (SOURCE, ONETRAINER))
+    ours, theirs = (check_source(folder, ALL) for folder in (SOURCE, ONETRAINER))
     assert [result.sentence for result in theirs if not result.ok] == []
     differing = [
         f"{mine.seam.label}: the stand-in has {mine.found}, OneTrainer {real.found}"

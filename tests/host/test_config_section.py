@@ -25,7 +25,7 @@ section.from_dict({"__version": 0, "enabled": True, "milestone_keep": 3, "milest
 
 # the window loads another file: wrong values and unknown keys; then it writes back what it shows
 section.from_dict({"__version": 0, "milestone_keep": "many", "mileston": "x", "save_sets": "BOTHH", "primary_set": [],
-    "milestones": "10 eopchs", "post_hoc_every": "2 epochs", "resume_weights": "BEST"})
+    "milestones": "10 eopchs", "post_hoc_every": "2 epoks", "resume_weights": "BESTT"})
 for name in section.default_values_by_name:
     setattr(section, name, getattr(section, name))
 seen["shown"] = [section.milestone_keep, str(section.save_sets), section.enabled, section.milestones]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .bench import configs
+from .bench.checkout import run_python
 from .bench.configs import Schedule
 from .bench.recording import Recording, difference, read_model
 from .bench.workers import BENCH, Bench, Job
@@ -102,3 +105,92 @@ def test_the_final_float32_file_of_a_bf16_model_holds_the_track_in_full(runs: di
     assert difference(written, expected) == 0.0
     # In full: rounding the file to the weights' dtype would change it.
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in written.values())
+
+
+# -- what is drawn of both sets in OneTrainer's TensorBoard --------------------------------------------------
+
+KEYS = ("decay_per_step", "half_life_steps/EMA", "start_share")
+READ_BOARDS = """
+import json, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+boards = {}
+for workspace in sys.argv[1:]:
+    [folder] = __import__("pathlib").Path(workspace, "tensorboard").iterdir()
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    boards[workspace] = {
+        tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]
+    }
+print("BOARDS" + json.dumps(boards))
+"""
+
+
+@pytest.fixture(scope="module")
+def boards(bench: Bench, runs: dict[str, Recording]) -> dict[str, dict[str, dict[int, float]]]:
+    workspaces = {name: str(recording.workspace) for name, recording in runs.items()}
+    command = ["-c", READ_BOARDS, *workspaces.values()]
+    done = run_python(bench.host, command, cwd=bench.folder, package=None)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.partition("BOARDS")[2])
+    return {
+        name: {tag: {int(step): value for step, value in points.items()} for tag, points in found[workspace].items()}
+        for name, workspace in workspaces.items()
+    }
+
+
+def drawn_steps(board: dict[str, dict[int, float]], interval: int) -> list[int]:
+    """The updates that have a point: all of so short a run, but for what a busy machine has no time for."""
+    steps = [step + 1 for step in board["ema_select/distance"]]
+    assert steps[0] == interval
+    assert len(steps) >= 5
+    assert set(steps) <= set(range(interval, STEPS + 1, interval))
+    return steps
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_distance_that_is_drawn_is_that_of_the_recorded_sets(
+    runs: dict[str, Recording], boards: dict[str, dict[str, dict[int, float]]], case: str
+) -> None:
+    interval, board = CASES[case][3], boards[case]
+    steps = drawn_steps(board, interval)
+    expected: dict[str, dict[int, float]] = {}
+    for step in (steps[0], *steps[4::7], steps[-1]):
+        live, ema = runs[case].step(step), runs[case].step(step, "ema")
+        parts = {name.partition(".")[0] for name in live}
+        for part in ("", *sorted(parts)):
+            names = [name for name in live if name.startswith(f"{part}." if part else "")]
+            # What is frozen has no average of its own.
+            apart = sum(float((ema[name].double() - live[name].double()).square().sum()) for name in names)
+            whole = sum(float(live[name].double().square().sum()) for name in names)
+            tag = f"ema_select/distance/{part}" if part else "ema_select/distance"
+            expected.setdefault(tag, {})[step - 1] = math.sqrt(apart / whole)
+    drawn = {tag: points for tag, points in board.items() if tag.startswith("ema_select/distance")}
+    assert drawn.keys() == expected.keys()
+    for tag, points in expected.items():
+        assert {step: drawn[tag][step] for step in points} == pytest.approx(points, rel=1e-4), tag
+    assert max(expected["ema_select/distance"].values()) > 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_decay_and_the_length_that_are_drawn_are_those_of_the_updates(
+    boards: dict[str, dict[str, dict[int, float]]], case: str
+) -> None:
+    _, _, decay, interval, _ = CASES[case]
+    board, left = boards[case], 1.0
+    for step in range(interval, STEPS + 1, interval):
+        if case in HALF_LIVES:
+            half_life = HALF_LIVES[case][1]
+            used = 1 - (1 - 2 ** (-interval / half_life)) / (1 - 2 ** (-step / half_life))
+            length = half_life * (1 - math.log2(1 + 2 ** (-step / half_life)))
+        else:
+            used = min(step / (9 + step), decay)
+            length = math.log(2) / -math.log(used) * interval
+        left *= used
+        if step not in drawn_steps(board, interval):
+            continue
+        at = {tag: board[tag][step - 1] for tag in ("ema_decay", *(f"ema_select/{key}" for key in KEYS))}
+        assert at["ema_decay"] == pytest.approx(used, rel=1e-6, abs=1e-12)
+        assert at["ema_select/decay_per_step"] == pytest.approx(used ** (1 / interval), rel=1e-6, abs=1e-3)
+        assert at["ema_select/half_life_steps/EMA"] == pytest.approx(length, rel=1e-6)
+        assert at["ema_select/start_share"] == pytest.approx(left, rel=1e-5, abs=1e-30)

@@ -198,16 +198,19 @@ def same_file(ours: Path, theirs: Path) -> bool:
 
 # -- backups of the plugin -----------------------------------------------------------------------------------
 
+STOCHASTIC = {"enabled": True, "save_rounding": "STOCHASTIC"}
 PLUGIN_CASES: dict[str, Case] = {
     "fine-tune in bf16": (configs.SD15_FINE_TUNE, {}, {"dtype": "BFLOAT_16"}),
+    "rounded at random": (configs.SD15_FINE_TUNE, {"ema_select": STOCHASTIC}, {"output_dtype": "BFLOAT_16"}),
     "lora": (configs.SD15_LORA, {"include_train_config": "SETTINGS"}, {}),
+    "lora rounded at random": (configs.SD15_LORA, {"ema_select": STOCHASTIC}, {"output_dtype": "BFLOAT_16"}),
     "embedding": (configs.SD15_EMBEDDING, {}, {}),
     "sdxl lora": (configs.SDXL_LORA, {}, {"output_format": "DIFFUSERS_LORA"}),
     "cascade lora": (configs.CASCADE_LORA, {}, {}),
     "cascade fine-tune": (configs.CASCADE_FINE_TUNE, {}, {"output_format": "LEGACY_SAFETENSORS"}),
 }
 #: These need no base model, where the backup names its weights.
-ADAPTERS = ("lora", "embedding", "sdxl lora", "cascade lora")
+ADAPTERS = ("lora", "lora rounded at random", "embedding", "sdxl lora", "cascade lora")
 
 
 @dataclass
@@ -249,6 +252,7 @@ def test_an_export_is_what_the_plugin_saves(plugin_exports: dict[str, PluginExpo
             assert same_file(ours / inside.relative_to(theirs), inside), inside.name
         marks = read_metadata(ours) if ours.is_file() else json.loads((ours / "ema_select.json").read_text())
         assert marks["ema_select.set"] == each["set"]
+        assert (marks.get("ema_select.rounding") == "STOCHASTIC") == ("at random" in case)
 
 
 def test_a_pinned_backup_of_a_milestone(

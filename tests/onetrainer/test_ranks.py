@@ -24,7 +24,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.host import bootstrap
+from onetrainer_ema_select.validation import read_history
 from onetrainer_ema_select.workspace import pinned_backups
 
 from .bench import configs
@@ -38,7 +40,7 @@ GLOO = BENCH / "gloo"
 GPUS = {"multi_gpu": True, "device_indexes": "0,1"}
 MILESTONES = {"milestones": "1 step, every epoch"}
 # two steps an epoch on each process
-SCHEDULE = Schedule(epochs=2, steps=4, save_every=4, backup_every=4, backup_at_end=True)
+SCHEDULE = Schedule(epochs=2, steps=4, save_every=4, backup_every=4, validate_every=2, backup_at_end=True)
 # Seconds. gloo gives up after 200, see sitecustomize.py: nothing may have waited for that.
 SOON = 60
 
@@ -47,6 +49,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "whole": (MILESTONES, {}, ""),
     "non-ema": ({**MILESTONES, "resume_backup": "1 step"}, {}, "whole"),
     "ema": ({**MILESTONES, "resume_backup": "1 step", "resume_weights": "EMA"}, {}, "whole"),
+    "best": ({**MILESTONES, "resume_backup": "1 step", "resume_weights": "BEST"}, {}, "whole"),
     "off": ({**MILESTONES, "resume_backup": "1 step"}, {"ema": "OFF"}, "whole"),
     "on again": ({**MILESTONES, "resume_backup": "1 step"}, {"epochs": 3}, "off"),
 }
@@ -211,8 +214,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_on_both_processes(runs: tuple[Ra
     assert difference(average(ends[0]), average(ends[1])) == 0.0
     states = [torch.load(end / "optimizer" / "optimizer.pt", weights_only=True)["state"] for end in ends]
     assert same_bits(*states)
-    sentence = "its non-EMA weights were loaded, its EMA goes on, and the optimizer state was kept."
-    assert output.count(sentence) == 1
+    sentence = "its non-EMA weights were loaded, its EMA goes on, and the optimizer state was kept.\n"
+    assert output.count(sentence) == 1  # where BEST comes to the same set, it says more
 
 
 def test_both_processes_resume_from_the_set_that_was_chosen(runs: tuple[Ranks, str]) -> None:
@@ -225,6 +228,21 @@ def test_both_processes_resume_from_the_set_that_was_chosen(runs: tuple[Ranks, s
         assert difference(ranks.weights("non-ema", "begin", rank), ranks.weights("non-ema", "begin", 0)) == 0.0
     assert difference(ranks.weights("ema", "end", 0), ranks.weights("ema", "end", 1)) == 0.0
     assert difference(ranks.weights("ema", "end", 0), ranks.weights("whole", "end", 0)) > 0
+
+
+def test_both_sets_are_judged_by_one_process_and_both_resume_from_the_better_one(runs: tuple[Ranks, str]) -> None:
+    ranks, output = runs
+    [(_, manifest)] = [
+        found for found in pinned_backups(ranks.workspace("whole")) if found[1].milestones == ("1 step",)
+    ]
+    assert manifest.validation is not None
+    assert manifest.validation.step == 1
+    better = {WeightSet.EMA: "ema", WeightSet.NON_EMA: "non-ema"}[manifest.validation.better]
+    for rank in (0, 1):
+        assert difference(ranks.weights("best", "begin", rank), ranks.weights(better, "begin", rank)) == 0.0
+    assert output.count(" by validation loss: ") == 1
+    history = read_history(ranks.workspace("whole") / "ema_select" / "validation.jsonl")
+    assert [entry.step for entry in history] == [1, 3]
 
 
 def test_ema_off_parks_the_average_once_and_it_is_taken_up_again(runs: tuple[Ranks, str]) -> None:

@@ -42,7 +42,7 @@ def test_wrong_keys_and_values_are_all_named_at_once(bench: Bench) -> None:
             "save_sets": "BOHT",
             "primary": "EMA",
             "milestones": "ten epochs",
-            "resume_weights": "BEST",
+            "resume_weights": "BESTT",
         },
     )
     text = message(recording)

@@ -146,6 +146,7 @@ def test_what_has_no_meaning_is_greyed_out(seen: dict[str, Any]) -> None:
     assert seen["greyed out, chosen"] == DEFAULTS["milestone_backups"]
     assert seen["usable with all on"] == sorted(SHOWN)
     without_ema = {"save_sets", "primary_set", "ema_dtype", "ema_half_life", "resume_ema"}
+    without_ema |= {"post_hoc_sigma_rels", "post_hoc_every"}
     assert seen["usable with EMA off"] == sorted({*SHOWN} - without_ema)
     # a backup that is named without continuing is refused, so it can be emptied
     without_continuing = {*layout.RESUME} - {"resume_backup"}

@@ -34,6 +34,7 @@ def export(
     sets: Which = WeightSet.EMA,
     format: str = "",  # noqa: A002 - as the option of the command line
     dtype: str = "",
+    rounding: str = "",
     base_model: str = "",
     config: str | os.PathLike[str] | None = None,
     config_values: Sequence[str] = (),
@@ -55,6 +56,7 @@ def export(
         sets: ``ema``, ``non-ema`` or ``both``.
         format: One of OneTrainer's output formats, such as ``DIFFUSERS``; empty for the run's.
         dtype: ``FLOAT_32``, ``FLOAT_16``, ``BFLOAT_16``, or ``NONE`` for the weights' own; empty for the run's.
+        rounding: At 16 bits, ``nearest`` or ``stochastic``; empty for the run's ``save_rounding``.
         base_model: Where a LoRA's or an embedding's base model is now, a path or a name on Hugging Face.
         config: The run's config file, where the backup has lost its own.
         config_values: More of the config as ``KEY=VALUE``, for instance ``decoder.model_name=/models/decoder``.
@@ -83,10 +85,20 @@ def export(
         output=Path(output).expanduser().absolute(),
         format=format,
         dtype=dtype,
-        base_model=_absolute(base_model),
+        rounding=rounding,
+        base_model=absolute_base(base_model),
         config_values=tuple(config_values),
         overwrite=overwrite,
     )
+    return carry_out(order, progress)
+
+
+def carry_out(order: ExportOrder, progress: Progress) -> ExportResult:
+    """Have OneTrainer write what is asked for, or plan it.
+
+    Raises:
+        EmaSelectError: It could not be done. Nothing is left then.
+    """
     if order.config is not None and not order.config.is_file():
         raise ExportError(f"There is no config file {order.config}. Give an existing one with --config.")
     event = _last_event(order, "result", progress)
@@ -133,7 +145,7 @@ def trained_names(
     return _last_event(order, "names", progress).names
 
 
-def _absolute(base_model: str) -> str:
+def absolute_base(base_model: str) -> str:
     """A local base model as an absolute path: OneTrainer runs in another folder."""
     path = Path(base_model).expanduser()
     return str(path.absolute()) if base_model and path.exists() else base_model

@@ -18,6 +18,39 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class MixtureOrder(_Message):
+    """A post-hoc average that is written in the place of the backup's EMA.
+
+    Attributes:
+        sigma_rel: Its length.
+        fit_error: How far its profile is off, as a share.
+        name: Of the snapshot that it ends with.
+        files: The snapshots that are mixed.
+        coefficients: The share of each; they sum to 1.
+        step: The host's ``global_step`` it is of.
+        epoch: Epochs finished.
+        epoch_step: Steps of the epoch under way.
+        run: Identifies the run.
+        leg: Of the run; empty for the first.
+    """
+
+    sigma_rel: float
+    fit_error: float
+    name: str
+    files: tuple[Path, ...]
+    coefficients: tuple[float, ...]
+    step: int
+    epoch: int
+    epoch_step: int
+    run: str
+    leg: str
+
+    @property
+    def global_step(self) -> int:
+        """As OneTrainer's progress calls it."""
+        return self.step
+
+
 class ExportOrder(_Message):
     """What is to be done, with absolute paths.
 
@@ -31,9 +64,11 @@ class ExportOrder(_Message):
         output: Where to.
         format: As OneTrainer spells it; empty for the run's.
         dtype: As OneTrainer spells it; empty for the run's.
+        rounding: ``nearest`` or ``stochastic``; empty for the run's.
         base_model: In the place of the config's ``base_model_name``; empty for that one.
         config_values: More of the config as ``KEY=VALUE``, as OneTrainer's own option takes it.
         overwrite: Whether what is there already may be replaced.
+        mixture: What is written in the place of the backup's EMA; None for that itself.
     """
 
     action: Literal["export", "plan", "names"]
@@ -44,9 +79,11 @@ class ExportOrder(_Message):
     output: Path = Path()
     format: str = ""
     dtype: str = ""
+    rounding: str = ""
     base_model: str = ""
     config_values: tuple[str, ...] = ()
     overwrite: bool = False
+    mixture: MixtureOrder | None = None
 
 
 class ExportedSet(_Message):
@@ -84,6 +121,7 @@ class ExportResult(_Message):
         training_method: The same.
         format: The format written.
         dtype: The dtype written; ``NONE`` for the weights' own.
+        rounding: ``STOCHASTIC`` where weights are rounded to 16 bits at random; else ``NEAREST``.
         sets: The written sets.
         base_model: The base model that was loaded, or had its structure read; empty where none was needed.
         how: In words, how the weights come out of the backup.
@@ -99,6 +137,7 @@ class ExportResult(_Message):
     training_method: str
     format: str
     dtype: str
+    rounding: str = "NEAREST"
     sets: tuple[ExportedSet, ...]
     base_model: str = ""
     how: str = ""

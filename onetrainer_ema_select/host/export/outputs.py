@@ -10,6 +10,7 @@ from pathlib import Path
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.errors import ExportError
 from onetrainer_ema_select.integrity import read_safetensors_header
+from onetrainer_ema_select.manifest import FOLDER
 from onetrainer_ema_select.naming import companions, paired_name, set_suffix, split
 from onetrainer_ema_select.store import TENSOR_SUFFIXES
 from onetrainer_ema_select.workspace import BACKUP_FOLDER
@@ -20,7 +21,9 @@ _BESIDE_TENSORS = 8_000_000
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
-def output_paths(output: Path, *, sets: Sequence[WeightSet], backup: Path, ending: str) -> dict[WeightSet, Path]:
+def output_paths(
+    output: Path, *, sets: Sequence[WeightSet], backup: Path, ending: str, name: str = ""
+) -> dict[WeightSet, Path]:
     """The place of each set; the first one gets the plain name.
 
     Args:
@@ -28,14 +31,15 @@ def output_paths(output: Path, *, sets: Sequence[WeightSet], backup: Path, endin
         sets: What is to be written.
         backup: The backup, for the name.
         ending: Of a single file, ``.safetensors``; empty where the format is a folder.
+        name: For a file in a folder that exists, in the place of the backup's name; without ending.
 
     Raises:
         ExportError: The place is not for models.
     """
     _, given, _ = split(output.name)
     if ending and output.is_dir() and not given:
-        name = f"{backup.name}{ending}"
-        paths = {each: output / paired_name(name, set_suffix(each)) for each in sets}
+        plain = f"{name or backup.name}{ending}"
+        paths = {each: output / (plain if name else paired_name(plain, set_suffix(each))) for each in sets}
     else:
         if ending and not given:
             output = output.with_name(f"{output.name}{ending}")
@@ -139,6 +143,8 @@ def expected_bytes(backup: Path, *, itemsize: int | None) -> int:
     """
     total = 0
     for file in backup.rglob("*.safetensors"):
+        if FOLDER in file.relative_to(backup).parts:
+            continue  # averages of the plugin, of which none goes into the output
         try:
             header = read_safetensors_header(file)
         except (OSError, ValueError):

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from modules.util import create
 
 from onetrainer_ema_select.backups import Backup
-from onetrainer_ema_select.choices import WeightSet
+from onetrainer_ema_select.choices import SaveRounding, WeightSet
 from onetrainer_ema_select.errors import EmaSelectError, ExportError
 from onetrainer_ema_select.host.export.configuration import (
     RunConfig,
@@ -33,7 +34,7 @@ from onetrainer_ema_select.host.export.outputs import (
     output_paths,
 )
 from onetrainer_ema_select.host.export.readback import ReadBack
-from onetrainer_ema_select.host.export.selection import chosen_sets
+from onetrainer_ema_select.host.export.selection import chosen_rounding, chosen_sets
 from onetrainer_ema_select.host.export.sources import (
     AdapterSource,
     Source,
@@ -42,9 +43,19 @@ from onetrainer_ema_select.host.export.sources import (
     open_model,
     trained_names,
 )
-from onetrainer_ema_select.host.metadata import Marked, average_marks, mark_files, moment_marks, title_of
+from onetrainer_ema_select.host.metadata import (
+    POST_HOC,
+    STOCHASTIC_MARK,
+    Marked,
+    average_marks,
+    mark_files,
+    mixture_marks,
+    moment_marks,
+    title_of,
+)
 from onetrainer_ema_select.host.seams import EXPORT_SEAMS, check_live, mismatches
 from onetrainer_ema_select.resume import some
+from onetrainer_ema_select.rounding import StochasticRounding, rounds
 from onetrainer_ema_select.store import Staging, clear_old_leftovers
 from onetrainer_ema_select.workspace import size_of
 
@@ -128,8 +139,16 @@ class Exporter:
         self._sets = chosen_sets(opened, order.sets)
         self._format = choose_format(config, order.format)
         self._dtype = choose_dtype(config, order.dtype)
+        self._rounding = chosen_rounding(opened, order.rounding)
         ending = str(self._format.file_extension())
-        self._paths = output_paths(order.output, sets=self._sets, backup=order.backup, ending=ending)
+        mixture = order.mixture
+        self._paths = output_paths(
+            order.output,
+            sets=self._sets,
+            backup=order.backup,
+            ending=ending,
+            name=f"{mixture.name}-post-hoc-{mixture.sigma_rel:g}" if mixture is not None else "",
+        )
         # In spite of its name, and only of this type of model.
         cascade = str(original.model_type) == "STABLE_CASCADE_1" and str(self._format) == "LEGACY_SAFETENSORS"
         check_places(
@@ -143,6 +162,8 @@ class Exporter:
         self._free = check_space(self._paths, each=self._each)
         #: What OneTrainer's saver raised last.
         self._refused: Exception | None = None
+        #: Whether weights were rounded at random.
+        self._rounded = False
         self._adapter = is_adapter(config, opened, self._sets)
         if not self._adapter and (problem := base_model_problem(config)):
             raise ExportError(problem)
@@ -259,10 +280,18 @@ class Exporter:
         dtype = self._dtype.torch_dtype()
         self._readback.files.clear()
         saver = create.create_model_saver(self._config.original.model_type, self._config.original.training_method)
-        marks = self._marks(weight_set, model.train_progress)
+        rounding = self._rounding_of(source, weight_set, dtype)
+        progress, called = model.train_progress, str(weight_set)
+        if (mixture := self._order.mixture) is not None:
+            # The rest of the model may come out of a backup of another moment.
+            progress, called = mixture, f"POST_HOC {mixture.sigma_rel:g}"
+        marks = self._marks(weight_set, progress)
+        if rounding is not None:
+            marks |= STOCHASTIC_MARK
+            self._rounded = True
         with (
-            Marked(model, marks, title=title_of(path, str(weight_set), model.train_progress)),
-            source.showing(weight_set, dtype),
+            Marked(model, marks, title=title_of(path, called, progress)),
+            source.showing(weight_set, dtype, rounding=rounding),
             self._watched(staging, f"writing {path.name}"),
             staging.writing() as place,
         ):
@@ -309,6 +338,10 @@ class Exporter:
             thread.join()
 
     def _marks(self, weight_set: WeightSet, progress: Any) -> dict[str, str]:
+        if (mixture := self._order.mixture) is not None:
+            marks = moment_marks(progress, (POST_HOC,), run=mixture.run, leg=mixture.leg)
+            marks["ema_select.exported_from"] = mixture.name.replace("\n", " ")
+            return marks | mixture_marks(mixture.sigma_rel, mixture.fit_error)
         manifest = self._opened.manifest
         run, leg, milestones = (
             ("", "", ()) if manifest is None else (manifest.run, manifest.leg.id, manifest.milestones)
@@ -319,6 +352,19 @@ class Exporter:
         if weight_set is WeightSet.EMA and manifest is not None and manifest.ema is not None:
             marks |= average_marks(manifest.ema)
         return marks
+
+    def _rounding_of(
+        self, source: Source, weight_set: WeightSet, dtype: torch.dtype | None
+    ) -> StochasticRounding | None:
+        """What rounds in the saver's place, as in a save of this step; None where nothing is rounded at random."""
+        average = self._opened.sets[WeightSet.EMA] if weight_set is WeightSet.EMA else None
+        held = None if average is None else {average.dtype(name) for name in average}
+        if self._rounding is SaveRounding.NEAREST or not any(
+            rounds(dtype, own=own, held=each) for own in source.dtypes for each in held or (own,)
+        ):
+            return None
+        manifest = self._opened.manifest
+        return StochasticRounding("" if manifest is None else manifest.run, self._opened.step)
 
     def _report(self, sets: tuple[ExportedSet, ...], *, how: str, notes: tuple[str, ...]) -> None:
         original = self._config.original
@@ -333,6 +379,7 @@ class Exporter:
                     training_method=str(original.training_method),
                     format=str(self._format),
                     dtype=str(self._dtype),
+                    rounding=str(SaveRounding.STOCHASTIC if self._rounded else SaveRounding.NEAREST),
                     sets=sets,
                     base_model=""
                     if self._adapter or self._config.is_fine_tune

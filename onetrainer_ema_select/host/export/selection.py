@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from onetrainer_ema_select import errors
 from onetrainer_ema_select.backups import Backup
-from onetrainer_ema_select.choices import WeightSet
-from onetrainer_ema_select.errors import ExportError
+from onetrainer_ema_select.choices import SaveRounding, WeightSet
+from onetrainer_ema_select.errors import ExportError, UsageError
 from onetrainer_ema_select.naming import set_suffix
 
 
@@ -44,3 +44,28 @@ def chosen_sets(opened: Backup, which: str) -> tuple[WeightSet, ...]:
         expected=set_suffix(missing[0]),
         found=there,
     )
+
+
+def chosen_rounding(opened: Backup, wanted: str) -> SaveRounding:
+    """How weights are rounded to 16 bits.
+
+    Args:
+        opened: The backup, whose run says so where nothing else does.
+        wanted: ``nearest`` or ``stochastic``; empty for the run's.
+
+    Raises:
+        UsageError: There is no such rounding.
+    """
+    if not wanted:
+        section = (opened.config or {}).get(errors.SECTION)
+        own = section.get("save_rounding") if isinstance(section, dict) else None
+        return SaveRounding.STOCHASTIC if own == str(SaveRounding.STOCHASTIC) else SaveRounding.NEAREST
+    try:
+        return SaveRounding(wanted.upper())
+    except ValueError:
+        raise UsageError(
+            f"--rounding {wanted} is none. Choose nearest or stochastic.",
+            key="rounding",
+            expected="nearest, stochastic",
+            found=wanted,
+        ) from None

@@ -17,7 +17,7 @@ from onetrainer_ema_select.host.export.configuration import RunConfig
 from onetrainer_ema_select.host.export.loading import Loaded, load_model, read_files
 from onetrainer_ema_select.integrity import read_safetensors_header
 from onetrainer_ema_select.resume import some
-from onetrainer_ema_select.state_dict_view import StateDictView
+from onetrainer_ema_select.state_dict_view import Rounding, StateDictView
 from onetrainer_ema_select.tensor_set import Place, TensorSet
 
 
@@ -29,15 +29,25 @@ class Source(Protocol):
         how: In words, how the weights come out of the backup.
         asked: Trained weights that savers have asked for since a set was shown.
         names: All trained weights, where they are known.
+        dtypes: The model's own of the weights.
     """
 
     model: Any
     how: str
     asked: set[str]
     names: tuple[str, ...]
+    dtypes: frozenset[torch.dtype]
 
-    def showing(self, weight_set: WeightSet, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
-        """While entered, savers see a set."""
+    def showing(
+        self, weight_set: WeightSet, dtype: torch.dtype | None, *, rounding: Rounding | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        """While entered, savers see a set.
+
+        Args:
+            weight_set: Which one.
+            dtype: That the saver will be asked to write; None for the weights' own.
+            rounding: Rounds to that dtype in the saver's place; None leaves it to the saver.
+        """
         ...
 
 
@@ -56,11 +66,15 @@ class ModelSource:
         self.names = loaded.names
         self.how = how
         self.asked: set[str] = set()
+        self.dtypes = frozenset(parameter.dtype for parameter in loaded.parameters)
         self._loaded = loaded
+        self._own = {name: each.dtype for name, each in zip(loaded.names, loaded.parameters, strict=True)}
         self._average = average
 
     @contextlib.contextmanager
-    def showing(self, weight_set: WeightSet, dtype: torch.dtype | None) -> Iterator[None]:
+    def showing(
+        self, weight_set: WeightSet, dtype: torch.dtype | None, *, rounding: Rounding | None = None
+    ) -> Iterator[None]:
         """Put a set into the model, and note what of it savers ask for.
 
         The live weights are there from the beginning, and gone once the averages have been shown: there is never
@@ -74,8 +88,13 @@ class ModelSource:
         if weight_set is WeightSet.EMA and self._average is not None:
             for name, parameter in zip(self.names, self._loaded.parameters, strict=True):
                 average = self._average.view(name)
+                if rounding is not None:
+                    average = rounding(name, average, dtype or self._own[name])
                 # Without a dtype the file has the weights' own: rounded to it once. Else the saver rounds.
-                parameter.data = average.to(parameter.dtype) if dtype is None else average
+                parameter.data = average.to(self._own[name]) if dtype is None else average
+        elif rounding is not None:
+            for name, parameter in zip(self.names, self._loaded.parameters, strict=True):
+                parameter.data = rounding(name, parameter.data, dtype or self._own[name])
         with StateDictView(self._loaded.sites, note, dtype=dtype):
             yield
 
@@ -115,21 +134,27 @@ class AdapterSource:
         self.how = "from the backup's own file; the base model is not needed"
         self.asked: set[str] = set()
         self._tensors = tensors
-        self._places = places
         self._average = average
+        self._name_at = {place.key: name for name, place in places.items()}
+        self.dtypes = frozenset(tensor.dtype for tensor in tensors.values())
 
     @contextlib.contextmanager
-    def showing(self, weight_set: WeightSet, dtype: torch.dtype | None) -> Iterator[None]:
+    def showing(
+        self, weight_set: WeightSet, dtype: torch.dtype | None, *, rounding: Rounding | None = None
+    ) -> Iterator[None]:
         """Show a set by exchanging the tensors in the dictionary that the saver reads."""
         original = dict(self._tensors)
         self.asked = set(self.names)
         try:
-            if weight_set is WeightSet.EMA:
-                for name in self._average:
-                    place = self._places[name]
-                    found = original[place.key]
+            for key, found in original.items():
+                name = self._name_at.get(key, key)
+                value, target = found, dtype or found.dtype
+                if weight_set is WeightSet.EMA and key in self._name_at and name in self._average:
                     # Of a float32 average of a 16-bit adapter all is kept where the file has room for it.
-                    self._tensors[place.key] = self._average[name].to(dtype or found.dtype)
+                    value = self._average[name]
+                    self._tensors[key] = value.to(target) if rounding is None else value
+                if rounding is not None and not key.endswith(".alpha"):  # a constant, which is not trained
+                    self._tensors[key] = rounding(name, value, target)
             if self.model.embedding_state_dicts:
                 # What is not set up is written as it is.
                 for key, tensor in self._tensors.items():

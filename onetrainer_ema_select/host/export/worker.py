@@ -44,9 +44,9 @@ def main() -> int:
         readback = ReadBack()
         readback.install()
         # What is wrong with the backup is said before OneTrainer's imports, which take seconds.
-        from onetrainer_ema_select.backups import open_backup
+        from onetrainer_ema_select.host.export.mixed import open_ordered
 
-        opened = open_backup(order.backup)
+        opened = open_ordered(order)
         if order.action != "names":
             from onetrainer_ema_select.host.export.selection import chosen_sets
 

@@ -12,7 +12,7 @@ from onetrainer_ema_select.settings import EmaSelectSettings, allowed_values, pa
 #: Of the training tab, where OneTrainer has its own EMA options.
 AVERAGE: Final = ("enabled", "ema_dtype", "ema_half_life", "post_hoc_sigma_rels", "post_hoc_every")
 #: Of the backup tab; the switch is there as well.
-SAVES: Final = ("save_sets", "primary_set")
+SAVES: Final = ("save_sets", "primary_set", "save_rounding")
 MILESTONES: Final = ("milestones", "milestone_backups", "milestone_keep")
 RESUME: Final = (
     "resume_weights",

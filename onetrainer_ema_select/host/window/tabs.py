@@ -116,9 +116,10 @@ def _fill_backup_tab(rows: SettingRows) -> SettingRows:
     _heading(components, frame, "Saves and milestones")
     rows.add(frame, 1, "save_sets")
     rows.add(frame, 1, "primary_set", column=2)
-    rows.add(frame, 2, "milestones", columns=3)
-    rows.add(frame, 3, "milestone_backups")
-    rows.add(frame, 3, "milestone_keep", column=2)
+    rows.add(frame, 2, "save_rounding")
+    rows.add(frame, 3, "milestones", columns=3)
+    rows.add(frame, 4, "milestone_backups")
+    rows.add(frame, 4, "milestone_keep", column=2)
 
     frame = _section(components, outer, 2)
     _heading(components, frame, "Resume")

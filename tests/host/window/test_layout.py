@@ -15,7 +15,7 @@ def test_every_setting_stands_on_one_tab() -> None:
 
 def test_only_what_can_be_set_is_shown() -> None:
     assert "ema_half_life" in layout.shown(layout.KEYS)
-    assert "post_hoc_every" not in layout.shown(layout.KEYS)
+    assert {"post_hoc_sigma_rels", "post_hoc_every", "resume_sigma_rel"} < set(layout.shown(layout.KEYS))
     for key in layout.shown(layout.KEYS):
         assert allowed_values(key) is None or len(allowed_values(key)) > 1
 

@@ -91,7 +91,7 @@ def test_each_kind_of_value_has_its_widget(rows: SettingRows) -> None:
     kinds = {key: widgets[1]["kind"] for key, widgets in rows.widgets.items()}
     assert kinds["enabled"] == "switch"
     assert kinds["save_sets"] == "options"
-    assert rows.widgets["resume_weights"][1]["args"][3] == ["NON_EMA", "EMA"]
+    assert rows.widgets["resume_weights"][1]["args"][3] == ["NON_EMA", "EMA", "BEST", "POST_HOC"]
     assert kinds["milestones"] == "entry"
     assert kinds["milestone_keep"] == "entry"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -59,6 +60,23 @@ def every_format(trainer: Any) -> Iterator[None]:
                     except Exception as error:
                         target.mkdir(parents=True, exist_ok=True)
                         (target / "refused.txt").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+
+    trainer.train = train_and_save
+    yield
+
+
+@contextmanager
+def saved_twice(trainer: Any) -> Iterator[None]:
+    """After the training: the run's format in bf16 through the plugin, twice, and in float32 by OneTrainer alone."""
+    train = trainer.train
+
+    def train_and_save() -> None:
+        train()
+        to_temporary_device(trainer)
+        place, model_format = Path(trainer.config.workspace_dir) / "formats", trainer.config.output_model_format
+        for folder in ("first", "second"):
+            write_plugin(trainer, place / folder, model_format, torch.bfloat16)
+        write_reference(trainer, place / "exact", model_format, torch.float32)
 
     trainer.train = train_and_save
     yield
@@ -271,3 +289,30 @@ def plain_formats_uncompiled(trainer: Any) -> Iterator[None]:
             yield
     finally:
         torch.nn.Module.compile = compile_module
+
+
+@contextmanager
+def timed_validation(trainer: Any) -> Iterator[None]:
+    """Seconds of each validation, OneTrainer's own and with what the plugin adds: ``workspace/validation.json``."""
+    name = "_GenericTrainer__validate"
+    seconds: dict[str, list[float]] = {"own": [], "all": []}
+
+    def timed(validate: Callable[[Any], None], kind: str) -> Callable[[Any], None]:
+        def run(progress: Any) -> None:
+            begin = time.perf_counter()
+            validate(progress)
+            seconds[kind].append(time.perf_counter() - begin)
+
+        return run
+
+    # Before the start: what the plugin wraps is timed already. And once more around what it has made of it.
+    setattr(trainer, name, timed(getattr(trainer, name), "own"))
+    train = trainer.train
+
+    def train_timed() -> None:
+        setattr(trainer, name, timed(getattr(trainer, name), "all"))
+        train()
+
+    trainer.train = train_timed
+    yield
+    (Path(trainer.config.workspace_dir) / "validation.json").write_text(json.dumps(seconds), encoding="utf-8")

@@ -31,6 +31,9 @@ TYPED = {
     "milestones": "2 epochs, 25%",
     "milestone_keep": "3",
     "ema_half_life": "2 epochs",
+    "post_hoc_sigma_rels": "0.05, 0.10",
+    "post_hoc_every": "200 steps",
+    "resume_sigma_rel": "0.10",
     "resume_leg": "second try",
     "resume_backup": "some-backup",
 }
@@ -234,7 +237,7 @@ class Story:
         """A config with mistakes: named, refused by the run, dropped by a button."""
         self.load(self.folder / "wrong.json", {
             "enabled": True, "milestone_keep": "many", "mileston": "x", "milestones": "10 eopchs",
-            "resume_weights": "BEST", "ema_half_life": "for ever",
+            "resume_weights": "BESTT", "ema_half_life": "for ever",
         })  # fmt: skip
         self.window.tab("backup")
         button = self.window.button("use what is shown")

@@ -1,4 +1,4 @@
-"""Pictures made by arithmetic: 32 stripe patterns of 8 kinds to train on, 4 others to validate with."""
+"""Pictures made by arithmetic: 32 stripe patterns of 8 kinds to train on, 12 others to validate with."""
 
 import math
 
@@ -9,6 +9,11 @@ from modules.util import multi_gpu_util as multi
 from modules.util.enum.ModelType import ModelType
 
 KINDS = 8
+# Name, path and seed of the two concepts to validate with, and their pictures.
+VALIDATION = (
+    ("stripes", "concepts/stripes", 11, range(100, 108)),
+    ("", "concepts/others", 12, range(108, 112)),
+)
 
 
 def picture(number):
@@ -45,12 +50,30 @@ class Pictures:
             }
 
 
+class ValidationPictures(Pictures):
+    """One picture at a time, and which concept it is of."""
+
+    def __init__(self, epoch):
+        super().__init__([number for *_, numbers in VALIDATION for number in numbers], 1, epoch, skip=0)
+
+    def __iter__(self):
+        for name, path, seed, numbers in VALIDATION:
+            for number in numbers:
+                yield {
+                    "image": picture(number).unsqueeze(0),
+                    "tokens": torch.tensor([number % KINDS]),
+                    "concept_name": [name],
+                    "concept_path": [path],
+                    "concept_seed": torch.tensor([seed]),
+                }
+
+
 @factory.register(BaseDataLoader, ModelType.STABLE_DIFFUSION_15)
 class StableDiffusionBaseDataLoader(BaseDataLoader):
     def __init__(self, config, train_progress, is_validation=False):
         epoch = train_progress.epoch
         if is_validation:
-            self._pictures = Pictures(range(100, 104), 1, epoch, skip=0)
+            self._pictures = ValidationPictures(epoch)
         else:
             numbers = range(multi.rank(), 32, multi.world_size())
             self._pictures = Pictures(numbers, config.batch_size, epoch, skip=train_progress.epoch_step)

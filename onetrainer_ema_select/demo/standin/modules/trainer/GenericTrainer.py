@@ -14,6 +14,7 @@ from modules.util.enum.EMAMode import EMAMode
 from modules.util.enum.ModelFormat import ModelFormat
 from modules.util.enum.TimeUnit import TimeUnit
 from modules.util.enum.TrainingMethod import TrainingMethod
+from modules.util.scalars import SummaryWriter
 from modules.util.time_util import get_string_timestamp
 from tqdm import tqdm
 
@@ -21,6 +22,9 @@ from tqdm import tqdm
 class GenericTrainer(BaseTrainer):
     def __init__(self, config, callbacks, commands):
         super().__init__(config, callbacks, commands)
+        if multi.is_master():
+            folder = f"{config.save_filename_prefix}{get_string_timestamp()}"
+            self.tensorboard = SummaryWriter(str(Path(config.workspace_dir, "tensorboard", folder)))
         self.model = None
         self.one_step_trained = False
 
@@ -142,6 +146,8 @@ class GenericTrainer(BaseTrainer):
                 )
         if self.model is not None:
             self.model.evict()
+        if multi.is_master():
+            self.tensorboard.close()
 
     def __optimizer_step(self, progress):
         multi.reduce_grads_mean(self.parameters)
@@ -151,7 +157,10 @@ class GenericTrainer(BaseTrainer):
         self.model.optimizer.zero_grad(set_to_none=True)
         self.model_setup.after_optimizer_step(self.model, self.config, progress)
         if self.model.ema:
-            self.model.ema.step(self.parameters, progress.global_step // self.config.gradient_accumulation_steps)
+            update_step = progress.global_step // self.config.gradient_accumulation_steps
+            decay = self.model.ema.get_current_decay(update_step)
+            self.tensorboard.add_scalar("ema_decay", decay, progress.global_step)
+            self.model.ema.step(self.parameters, update_step)
         self.one_step_trained = True
 
     def __look_what_is_due(self, progress):
@@ -267,18 +276,32 @@ class GenericTrainer(BaseTrainer):
                 traceback.print_exc()
                 tqdm.write("Error during sampling, proceeding without sampling")
 
-    def __validate(self, progress):
+    def __validate(self, train_progress):
         config = self.config
-        if not self.repeating_action_needed("validate", config.validate_after, config.validate_after_unit, progress):
+        if not self.repeating_action_needed(
+            "validate", config.validate_after, config.validate_after_unit, train_progress
+        ):
+            return
+        data_set = self.validation_data_loader.get_data_set()
+        data_set.start_next_epoch()
+        if not data_set.approximate_length():
             return
         self.callbacks.on_update_status("Calculating validation loss")
-        self.validation_data_loader.get_data_set().start_next_epoch()
-        losses = []
-        with torch.no_grad():
-            for batch in self.validation_data_loader.get_data_loader():
-                data = self.model_setup.predict(self.model, batch, config, progress, deterministic=True)
-                losses.append(self.model_setup.calculate_loss(self.model, batch, data, config).item())
-        tqdm.write(f"Validation loss after {progress.global_step + 1} steps: {sum(losses) / len(losses):.4f}")
+        self.model_setup.setup_train_device(self.model, config)
+        losses = {}
+        for batch in self.validation_data_loader.get_data_loader():
+            with torch.no_grad():
+                data = self.model_setup.predict(self.model, batch, config, train_progress, deterministic=True)
+                loss = self.model_setup.calculate_loss(self.model, batch, data, config)
+            label = batch["concept_name"][0] or Path(batch["concept_path"][0]).name
+            losses.setdefault(label, []).append(loss.item())
+        for label, own in losses.items():
+            self.tensorboard.add_scalar(
+                f"loss/validation_step/{label}", sum(own) / len(own), train_progress.global_step
+            )
+        if len(losses) > 1:
+            total = sum(sum(own) for own in losses.values()) / sum(len(own) for own in losses.values())
+            self.tensorboard.add_scalar("loss/validation_step/total_average", total, train_progress.global_step)
 
     def __save_config_to_workspace(self):
         folder = Path(self.config.workspace_dir, "config")

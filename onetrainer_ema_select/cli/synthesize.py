@@ -1,0 +1,159 @@
+"""`synthesize`: a model of any EMA length, out of the snapshots that a run has left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onetrainer_ema_select.cli.common import JsonOption, OneTrainerOption, echo_json
+from onetrainer_ema_select.cli.export import print_result, progress_bar, usage_errors
+from onetrainer_ema_select.origin import PACKAGE
+from onetrainer_ema_select.posthoc import parse_sigma_rels
+
+if TYPE_CHECKING:
+    from onetrainer_ema_select.host.export.synthesize import Synthesized
+
+EXAMPLE = f"Example: {PACKAGE} synthesize workspace/run --sigma-rel 0.08 --output models/portrait-0.08.safetensors"
+
+
+def synthesize(
+    workspace: Annotated[
+        Path, typer.Argument(metavar="WORKSPACE", help="A run's workspace, as workspace_dir in its config.")
+    ],
+    sigma_rel: Annotated[
+        str, typer.Option("--sigma-rel", metavar="S", help="The length: 0.05 short, 0.10 medium, 0.20 long.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="The file or folder to write. A folder that exists takes files."
+        ),
+    ],
+    *,
+    at: Annotated[
+        str,
+        typer.Option(
+            "--at",
+            metavar="NAME",
+            show_default="the newest snapshot",
+            help="The moment: a step, or the name of a snapshot, backup or milestone.",
+        ),
+    ] = "",
+    backup: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", show_default="the nearest", help="The backup that the rest of the model is taken from."
+        ),
+    ] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        str, typer.Option(metavar="FORMAT", show_default="the run's", help="One of OneTrainer's output formats.")
+    ] = "",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE", show_default="the run's", help="FLOAT_32, FLOAT_16, BFLOAT_16, or NONE: the weights' own."
+        ),
+    ] = "",
+    base_model: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH", show_default="as in the run", help="Where the base model of a LoRA or embedding is now."
+        ),
+    ] = "",
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default="the backup's own", help="The run's config, if the backup lost it."),
+    ] = None,
+    config_value: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", show_default=False, help="Override one value of the config, as OneTrainer's option."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done.")] = False,
+    as_json: JsonOption = False,
+    onetrainer: OneTrainerOption = None,
+) -> None:
+    """Make a model whose EMA has any length you like, after training (post-hoc EMA).
+
+    The run must have kept post-hoc tracks (ema_select.post_hoc_sigma_rels). Says how near the snapshots come to the
+    length that was asked for. Written and read back as `export` does it, in every format.
+    """
+    from onetrainer_ema_select.host.export.synthesize import synthesize as make
+
+    with progress_bar() as progress, usage_errors():
+        made = make(
+            workspace,
+            output,
+            sigma_rel=length(sigma_rel),
+            at=at,
+            backup=backup,
+            format=format,
+            dtype=dtype,
+            base_model=base_model,
+            config=config,
+            config_values=config_value or (),
+            overwrite=overwrite,
+            dry_run=dry_run,
+            onetrainer=onetrainer,
+            progress=progress,
+        )
+    if as_json:
+        echo_json(as_report(made))
+        return
+    typer.echo(f"Post-hoc EMA of {made.mixture.sentence}.")
+    if made.mixture.fit.warning:
+        typer.echo(f"WARNING: {made.mixture.fit.warning}")
+    print_result(made.result, called=f"post-hoc EMA of sigma_rel {made.mixture.sigma_rel:g}")
+
+
+def length(text: str) -> float:
+    """The length that was typed.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    try:
+        found = parse_sigma_rels(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--sigma-rel: {error}. Type for example --sigma-rel 0.10") from error
+    if len(found) != 1:
+        raise typer.BadParameter(
+            f'--sigma-rel: one length is needed, "{text}" was found. Type for example --sigma-rel 0.10'
+        )
+    return found[0]
+
+
+def as_report(made: Synthesized) -> dict[str, Any]:
+    """What was done, for programs; see docs/json.md."""
+    mixture = made.mixture
+    report = made.result.model_dump(mode="json")
+    for each in report["sets"]:
+        each["set"] = "POST_HOC"
+    fit = mixture.fit
+    return {
+        "schema": 1,
+        "sigma_rel": mixture.sigma_rel,
+        "at": mixture.end.path,
+        "fit": {
+            "error": fit.error,
+            "reachable": fit.reachable,
+            "warning": fit.warning,
+            "requested": {"mean_age": fit.requested.mean_age, "width": fit.requested.width},
+            "achieved": {"mean_age": fit.achieved.mean_age, "width": fit.achieved.width},
+        },
+        "snapshots": [{"path": one.path, "step": one.step} for one in mixture.line],
+        "sources": [
+            {
+                "file": source.file,
+                "step": source.step,
+                "sigma_rel": source.sigma_rel,
+                "coefficient": source.coefficient,
+            }
+            for source in mixture.sources
+        ],
+        **report,
+    }
