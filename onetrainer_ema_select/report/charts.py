@@ -157,7 +157,7 @@ def length_chart(drift: tuple[Drift, ...]) -> Chart | None:
     names = list(dict.fromkeys(key for one in drift for key in one.values if key.startswith("half_life_steps/")))
     lines = []
     for index, name in enumerate(names[:6]):
-        track = name.removeprefix("half_life_steps/")
+        track = name.removeprefix("half_life_steps/").replace("POST_HOC_", "sigma_rel ")
         lines.append(_drift_line(drift, name, same(track), "ema" if track == "EMA" else str(index % 6)))
     note = Text(
         "What a track held this many steps ago counts half in it.",

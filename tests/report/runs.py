@@ -161,7 +161,7 @@ def add_drift(workspace: Path, steps: Sequence[int]) -> None:
             values = {
                 "step": step, "distance": apart, "distance/unet": apart * 1.1, "distance/text_encoder": apart * 0.5,
                 "decay_per_step": (1 + step) / (10 + step), "half_life_steps/EMA": min(69.0, 0.08 * step + 1),
-                "half_life_steps/sigma_rel 0.05": 0.03 * step + 1, "half_life_steps/sigma_rel 0.1": 0.07 * step + 1,
+                "half_life_steps/POST_HOC_0.05": 0.03 * step + 1, "half_life_steps/POST_HOC_0.1": 0.07 * step + 1,
             }  # fmt: skip
             file.write(json.dumps({"run": "r", "leg": "", **values}) + "\n")
 
