@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,18 +129,29 @@ def folder_of(recording: Recording, ending: str) -> Path:
     return folder
 
 
+HOSTILE = (
+    "一只坐在窗台上的橘猫",
+    "</script><script>window.broken=1</script>",
+    '"><img src=x onerror=window.broken=1> #1 100%?',
+)
+
+
 def test_the_report_of_a_real_run_in_a_browser(runs: dict[str, Pair], tmp_path: Path) -> None:
-    workspace = runs["sd15-fine-tune"].on.workspace
-    made = make_report(workspace, output=tmp_path / "run #1" / "report.html")
-    assert (made.samples, made.left_out) == (7, 0), "three of each set, and one that was asked for by hand"
+    workspace = tmp_path / "run #1"
+    shutil.copytree(runs["sd15-fine-tune"].on.workspace, workspace, ignore=shutil.ignore_patterns("formats", "save"))
+    more_samples(workspace, HOSTILE, 394)
+    made = make_report(workspace)
+    assert (made.samples, made.left_out) == (401, 0), "one of them was asked for by hand"
     assert {"training", "validation"} <= set(made.charts)
     text = made.path.read_text(encoding="utf-8")
     for backup in (workspace / "backup").iterdir():
         assert f"--config-value ema_select.resume_backup={backup.name}" in text
     with chromium(tmp_path / "profile") as browser:
         browser.get(made.path.as_uri())
+        took = browser.execute_script("return performance.getEntriesByType('navigation')[0].loadEventEnd")
+        print(f"a page of {made.samples} samples, {made.size_bytes / 1e6:.1f} MB, was loaded in {took / 1000:.2f} s")
         titles = [each.text for each in browser.find_elements("css selector", ".prompt h3 bdi")]
-        assert titles == ["picture 1 of <thing>", "custom"]
+        assert titles == ["picture 1 of <thing>", *HOSTILE, "custom"]
         browser.execute_script("document.querySelector('.steps').focus()")
         wait(browser, "document.querySelector('.prompt .non-ema img').naturalWidth > 0")
         assert one(browser, ".prompt .where").text.startswith("step 10, epoch 1 · the sets differ by ")
@@ -151,6 +163,26 @@ def test_the_report_of_a_real_run_in_a_browser(runs: dict[str, Pair], tmp_path: 
         wait(browser, "document.querySelector('.copy').classList.contains('copied')")
         assert complaints(browser) == []
         assert grave_findings(browser) == []
+        assert browser.execute_script("return window.broken") is None
+
+
+def more_samples(workspace: Path, prompts: tuple[str, ...], count: int) -> None:
+    """Have a run have made more of its samples, for prompts that try to break a page."""
+    [config] = (workspace / "config").glob("*.json")
+    said = json.loads(config.read_text(encoding="utf-8"))
+    said["samples"] += [{"prompt": prompt} for prompt in prompts]
+    config.write_text(json.dumps(said), encoding="utf-8")
+    made = {
+        "": max((workspace / "samples").glob("0 - *thing/*.png")),
+        " - no-ema": max((workspace / "samples").glob("0 - *thing - no-ema/*.png")),
+    }
+    for index in range(count // 2):
+        number, step = index % len(prompts), index // len(prompts)
+        name = "".join(filter(lambda x: x.isalnum() or x in " ._-#", prompts[number])).strip()[:32].strip()
+        for ending, file in made.items():
+            folder = workspace / "samples" / f"{number + 1} - {name}{ending}"
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / file.name.replace("-10-1-4.", f"-{step}-0-{step}."))
 
 
 # -- every format --------------------------------------------------------------------------------------------

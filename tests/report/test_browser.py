@@ -209,8 +209,9 @@ def test_axe_finds_nothing_serious(opened: Any, theme: str, mode: str) -> None:
         "localStorage.clear(); delete document.documentElement.dataset.theme;"
         f"document.querySelector('input[value={mode}]').click();"
         "document.querySelectorAll('details').forEach(each => { each.open = true; });"
-        "dispatchEvent(new Event('beforeprint'));"
     )
+    if mode == "swipe":  # in the other one, most pictures have not been shown yet
+        opened.execute_script("dispatchEvent(new Event('beforeprint'))")
     found = grave_findings(opened)
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert found == []

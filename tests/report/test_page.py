@@ -50,8 +50,7 @@ class Found(HTMLParser):
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run in which everything that can have a name has a bad one."""
     folder = tmp_path_factory.mktemp("runs")
-    workspace = folder / ("run <b>&'#%3F" if sys.platform == "win32" else "run <b>\"&'#%3F?")
-    workspace = workspace if sys.platform != "win32" else folder / "run &'#%3F"
+    workspace = folder / ("run &'#%3F" if sys.platform == "win32" else "run <b>\"&'#%3F?")
     add_samples(workspace, [*PROMPTS, HOSTILE], steps=[0, 100], size=16)
     add_config(workspace, [*PROMPTS, HOSTILE])
     add_validation(workspace, [50, 100], concepts=(HOSTILE, "\u202eright to left"))
