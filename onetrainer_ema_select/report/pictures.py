@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from onetrainer_ema_select.report.samples import Moment, Prompt, Sample
 
 if TYPE_CHECKING:
+    # not before a page is made: the command line must start in an environment that is still being made
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
 #: Of all copies together, as they stand in the page.
@@ -102,6 +102,7 @@ def make_copies(
 
 
 def _copy(file: Path, share: int) -> Copy | None:
+    import numpy as np
     from PIL import Image
 
     fitting = [one for one in _SIZES if one[0] ** 2 * _LEAST <= share] or [_SIZES[-1]]
@@ -149,4 +150,4 @@ def difference(first: Copy | None, second: Copy | None) -> float | None:
     """The mean difference of two pictures, from 0 (the same) to 1 (black and white); None where one is missing."""
     if first is None or second is None:
         return None
-    return float(np.abs(first.look - second.look).mean() / 255)
+    return float(abs(first.look - second.look).mean() / 255)
