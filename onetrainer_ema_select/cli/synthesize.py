@@ -10,7 +10,7 @@ import typer
 from onetrainer_ema_select.cli.common import JsonOption, OneTrainerOption, echo_json
 from onetrainer_ema_select.cli.export import print_result, progress_bar, usage_errors
 from onetrainer_ema_select.origin import PACKAGE
-from onetrainer_ema_select.posthoc import parse_sigma_rels
+from onetrainer_ema_select.sigma_rel import parse_sigma_rels
 
 if TYPE_CHECKING:
     from onetrainer_ema_select.host.export.synthesize import Synthesized
