@@ -18,11 +18,13 @@ if TYPE_CHECKING:
         HostNotFoundError,
         ManifestError,
         NamesError,
+        PostHocError,
         ResumeError,
         SettingsError,
         StoreError,
     )
     from onetrainer_ema_select.host.export import ExportResult, export
+    from onetrainer_ema_select.host.export.synthesize import Synthesized, synthesize
     from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet, parse_settings
     from onetrainer_ema_select.tensor_set import TensorSet
     from onetrainer_ema_select.tracks import WeightTracks
@@ -41,9 +43,11 @@ __all__ = [
     "HostNotFoundError",
     "ManifestError",
     "NamesError",
+    "PostHocError",
     "ResumeError",
     "SettingsError",
     "StoreError",
+    "Synthesized",
     "TensorSet",
     "WeightSet",
     "WeightTracks",
@@ -53,12 +57,14 @@ __all__ = [
     "open_backup",
     "parse_settings",
     "scan_workspace",
+    "synthesize",
 ]
 
 MODULES = {
     "Backup": "backups",
     "EmaSelectSettings": "settings",
     "ExportResult": "host.export",
+    "Synthesized": "host.export.synthesize",
     "TensorSet": "tensor_set",
     "WeightSet": "settings",
     "WeightTracks": "tracks",
@@ -67,6 +73,7 @@ MODULES = {
     "open_backup": "backups",
     "parse_settings": "settings",
     "scan_workspace": "workspace",
+    "synthesize": "host.export.synthesize",
 }
 
 

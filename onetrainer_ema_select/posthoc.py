@@ -13,8 +13,6 @@ length (section 3.2 and appendix C). Time is counted in whatever unit the caller
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -23,13 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onetrainer_ema_select.errors import PostHocError
-
-SHORTEST: Final = 0.005
-LONGEST: Final = 0.28
-"""The lengths that can be asked for. The mean of all weights so far, gamma 0, has the sigma_rel 0.2887."""
+from onetrainer_ema_select.sigma_rel import LONGEST, SHORTEST
 
 _LIMIT: Final = math.sqrt(1 / 12)
-_NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 # Cells of the grid to the width of the shortest profile. With 16 the fit's error is right to a hundredth of itself.
 _CELLS_PER_WIDTH: Final = 16
 _MOST_CELLS: Final = 20_000
@@ -110,32 +104,6 @@ def power_decay(previous: float, time: float, gamma: float) -> float:
             "Please report this."
         )
     return math.pow(previous / time, gamma + 1)
-
-
-def parse_sigma_rels(text: str) -> tuple[float, ...]:
-    """Read lengths such as ``0.05, 0.10``: comma-separated, in any order; full-width characters are accepted.
-
-    Returns:
-        Each length once, the shortest first; none for an empty text.
-
-    Raises:
-        ValueError: Some cannot be read; the message names each of them with the reason.
-    """
-    found: set[float] = set()
-    problems: list[str] = []
-    for piece in re.split(r"[,;、]", unicodedata.normalize("NFKC", text)):
-        words = " ".join(piece.split())
-        if not words:
-            continue
-        if not _NUMBER.fullmatch(words):
-            problems.append(f'"{words}" is not a number such as 0.05')
-        elif not SHORTEST <= float(words) <= LONGEST:
-            problems.append(f'"{words}" is not from {SHORTEST} to {LONGEST}')
-        else:
-            found.add(float(words))
-    if problems:
-        raise ValueError(", ".join(problems))
-    return tuple(sorted(found))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from onetrainer_ema_select import length, posthoc, schedule
+from onetrainer_ema_select import length, schedule
 from onetrainer_ema_select.choices import (
     Choice,
     EmaDtype,
@@ -31,6 +31,7 @@ from onetrainer_ema_select.settings_advice import (
     unknown_key_problem,
     value_problem,
 )
+from onetrainer_ema_select.sigma_rel import parse_sigma_rels
 
 __all__ = [
     "SECTION",
@@ -56,7 +57,7 @@ VERSION_KEY: Final = "__version"
 
 
 def _read_sigma_rel(text: str) -> float | None:
-    found = posthoc.parse_sigma_rels(text)
+    found = parse_sigma_rels(text)
     if len(found) > 1:
         raise ValueError("there is more than one length")
     return found[0] if found else None
@@ -66,7 +67,7 @@ READ: Final[Mapping[str, tuple[Callable[[str], object], LiteralString]]] = {
     "milestones": (schedule.parse_milestones, INVALID_MILESTONES),
     "ema_half_life": (length.parse_half_life, INVALID_LENGTH),
     "resume_sigma_rel": (_read_sigma_rel, INVALID_SIGMA_REL),
-    "post_hoc_sigma_rels": (posthoc.parse_sigma_rels, INVALID_SIGMA_RELS),
+    "post_hoc_sigma_rels": (parse_sigma_rels, INVALID_SIGMA_RELS),
     "post_hoc_every": (schedule.parse_interval, INVALID_INTERVAL),
 }
 """Keys whose text is read by a function, and the kind of error of what that one refuses."""
@@ -233,7 +234,7 @@ class EmaSelectSettings(BaseModel):
     @property
     def post_hoc_lengths(self) -> tuple[float, ...]:
         """``post_hoc_sigma_rels`` as numbers, the shortest first."""
-        return posthoc.parse_sigma_rels(self.post_hoc_sigma_rels)
+        return parse_sigma_rels(self.post_hoc_sigma_rels)
 
     def pinned_milestones(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return those of milestones that leave a backup, by ``milestone_backups``."""

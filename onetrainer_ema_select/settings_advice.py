@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from onetrainer_ema_select.errors import SECTION, SettingProblem
-from onetrainer_ema_select.posthoc import LONGEST, SHORTEST
+from onetrainer_ema_select.sigma_rel import LONGEST, SHORTEST
 
 INVALID_MILESTONES: Final = "invalid_milestones"
 INVALID_LENGTH: Final = "invalid_length"

@@ -12,16 +12,14 @@ from numpy.typing import NDArray
 
 from onetrainer_ema_select.errors import EmaSelectError, PostHocError
 from onetrainer_ema_select.posthoc import (
-    LONGEST,
-    SHORTEST,
     Fit,
     Profile,
     gamma_from_sigma_rel,
-    parse_sigma_rels,
     power_decay,
     sigma_rel_from_gamma,
     solve,
 )
+from onetrainer_ema_select.sigma_rel import LONGEST, SHORTEST, parse_sigma_rels
 
 Floats = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import typer
 from onetrainer_ema_select.cli.common import JsonOption, OneTrainerOption, echo_json
 from onetrainer_ema_select.cli.export import print_result, progress_bar, usage_errors
 from onetrainer_ema_select.origin import PACKAGE
-from onetrainer_ema_select.posthoc import parse_sigma_rels
+from onetrainer_ema_select.sigma_rel import parse_sigma_rels
 
 if TYPE_CHECKING:
     from onetrainer_ema_select.host.export.synthesize import Synthesized
@@ -56,6 +56,14 @@ def synthesize(
             metavar="DTYPE", show_default="the run's", help="FLOAT_32, FLOAT_16, BFLOAT_16, or NONE: the weights' own."
         ),
     ] = "",
+    rounding: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            show_default="the run's",
+            help="At 16 bits: nearest, or stochastic, which keeps a slow EMA's movement on average.",
+        ),
+    ] = "",
     base_model: Annotated[
         str,
         typer.Option(
@@ -93,6 +101,7 @@ def synthesize(
             backup=backup,
             format=format,
             dtype=dtype,
+            rounding=rounding,
             base_model=base_model,
             config=config,
             config_values=config_value or (),

@@ -87,12 +87,14 @@ def test_another_moment_another_backup_and_all_options(
 ) -> None:
     backup = workspace / "backup" / NAME
     more = ("--at", "20", "--backup", backup, "--format", "DIFFUSERS", "--dtype", "NONE", "--dry-run", "--overwrite")
+    more = (*more, "--rounding", "nearest")
     result = run(command, workspace, onetrainer, *more)
     assert "at step 20, from 2 of 2 snapshots" in result.out
     assert "Would write post-hoc EMA of sigma_rel 0.08" in result.out
     [order] = orders
     assert (order.backup, order.format, order.dtype, order.action) == (backup, "DIFFUSERS", "NONE", "plan")
     assert order.overwrite
+    assert order.rounding == "nearest"
 
 
 def test_a_length_out_of_reach_is_made_with_a_warning(

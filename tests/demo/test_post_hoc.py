@@ -21,6 +21,7 @@ from onetrainer_ema_select.errors import BackupError, PostHocError
 from onetrainer_ema_select.host.export import synthesize as synthesize_module
 from onetrainer_ema_select.manifest import read_manifest
 from onetrainer_ema_select.recognise import refuse_other
+from onetrainer_ema_select.rounding import StochasticRounding
 from onetrainer_ema_select.snapshots import Mixture, choose_end, find_snapshots, line_to, mix
 from onetrainer_ema_select.synthesis import Synthesis
 from onetrainer_ema_select.workspace import SNAPSHOT_FOLDER, scan_workspace
@@ -357,8 +358,12 @@ def synthesized(
     for name in FORMATS:
         output = place / "made" / (name if name == "folder" else f"{name}.safetensors")
         synthesize_module.synthesize(place / name / "workspace", output, sigma_rel=0.08, onetrainer=standin)
+    of_16_bits = {"sigma_rel": 0.08, "dtype": "BFLOAT_16", "rounding": "stochastic", "onetrainer": standin}
+    output = place / "made" / "rounded.safetensors"
+    synthesize_module.synthesize(place / "fine-tune" / "workspace", output, **of_16_bits)
     done = carry_out([json.loads(order.model_dump_json()) for order in orders])
-    return {name: (place / name / "workspace", one) for name, one in zip(FORMATS, done, strict=True)}
+    names = (*FORMATS, "rounded")
+    return {name: (place / name / "workspace", one) for name, one in zip(names, done, strict=True)}
 
 
 class _Result:
@@ -400,6 +405,18 @@ def test_a_synthesized_model_holds_the_mixture(synthesized, place, name):
     assert any(not torch.equal(tensor, ema[key]) for key, tensor in written.items())
     assert each["weights"] == len(mixed)
     assert not each["left_out"]
+
+
+def test_a_synthesized_model_of_16_bits_is_rounded_at_random(synthesized, place):
+    [each] = synthesized["rounded"][1]["result"]["sets"]
+    mixture = mixture_of(place / "fine-tune" / "workspace", 0.08)
+    rounding = StochasticRounding(mixture.end.manifest.run, mixture.end.step)
+    written = [tensor for tensor in load_file(each["path"]).values() if tensor.dtype is torch.bfloat16]
+    for name, exact in tensors_of(mixture).items():
+        expected = rounding(name, exact, torch.bfloat16)
+        assert any(torch.equal(tensor, expected) for tensor in written if tensor.shape == expected.shape), name
+    with safe_open(each["path"], framework="pt") as file:
+        assert file.metadata()["ema_select.rounding"] == "STOCHASTIC"
 
 
 def test_a_synthesized_model_says_what_it_is(synthesized, place):

@@ -26,6 +26,8 @@ from torch import Tensor
 
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.host import bootstrap
+from onetrainer_ema_select.snapshots import choose_end, find_snapshots, mix
+from onetrainer_ema_select.synthesis import Synthesis
 from onetrainer_ema_select.validation import read_history
 from onetrainer_ema_select.workspace import pinned_backups
 
@@ -46,12 +48,13 @@ SOON = 60
 
 # name: the section's keys, OneTrainer's keys, the run it goes on from
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "whole": (MILESTONES, {}, ""),
+    "whole": ({**MILESTONES, "post_hoc_sigma_rels": "0.05, 0.10"}, {}, ""),
     "non-ema": ({**MILESTONES, "resume_backup": "1 step"}, {}, "whole"),
     "ema": ({**MILESTONES, "resume_backup": "1 step", "resume_weights": "EMA"}, {}, "whole"),
     "best": ({**MILESTONES, "resume_backup": "1 step", "resume_weights": "BEST"}, {}, "whole"),
     "off": ({**MILESTONES, "resume_backup": "1 step"}, {"ema": "OFF"}, "whole"),
     "on again": ({**MILESTONES, "resume_backup": "1 step"}, {"epochs": 3}, "off"),
+    "post-hoc": ({"resume_weights": "POST_HOC", "resume_sigma_rel": "0.08"}, {"epochs": 3}, "whole"),
 }
 # name: the section's keys, OneTrainer's keys, what fails on which process
 FAILING: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
@@ -139,7 +142,7 @@ def runs(bench: Bench) -> tuple[Ranks, str]:
     for name, (section, keys, begin) in RUNS.items():
         more = {"ema": "CPU", **(resume if begin else {}), **keys, "ema_select": {"enabled": True, **section}}
         # of the whole run only the milestones: the backups that it wrote later must not be taken for another run's
-        part = "ema_select" if begin == "whole" else ""
+        part = "ema_select" if begin == "whole" and name != "post-hoc" else ""
         ranks.add(name, keys=more, begin=ranks.workspace(begin) if begin else None, part=part)
     for name, (section, keys, fails) in FAILING.items():
         source = ranks.workspace("whole") if name in ("choice", "parking") else None
@@ -243,6 +246,23 @@ def test_both_sets_are_judged_by_one_process_and_both_resume_from_the_better_one
     assert output.count(" by validation loss: ") == 1
     history = read_history(ranks.workspace("whole") / "ema_select" / "validation.jsonl")
     assert [entry.step for entry in history] == [1, 3]
+
+
+def test_both_processes_begin_with_a_length_that_was_never_kept(runs: tuple[Ranks, str]) -> None:
+    ranks, output = runs
+    workspace = ranks.workspace("whole")
+    snapshots, _ = find_snapshots(workspace)
+    mixture = mix(choose_end(workspace, "4", snapshots), snapshots, sigma_rel=0.08)
+    files = [source.file for source in mixture.sources]
+    with Synthesis(files, [source.coefficient for source in mixture.sources]) as made:
+        named = [made[record.name] for record in mixture.end.manifest.parameters]
+    expected = {f"{number:05d}": tensor for number, tensor in enumerate(named)}
+    for rank in (0, 1):
+        assert difference(ranks.weights("post-hoc", "begin", rank), expected) == 0.0
+    assert difference(ranks.weights("post-hoc", "end", 0), ranks.weights("post-hoc", "end", 1)) == 0.0
+    # two images a step, on two processes
+    assert [(one.step, one.record.images) for one in mixture.line] == [(1, 2), (2, 4), (3, 6), (4, 8)]
+    assert output.count("its post-hoc EMA (sigma_rel 0.08) weights were loaded") == 1
 
 
 def test_ema_off_parks_the_average_once_and_it_is_taken_up_again(runs: tuple[Ranks, str]) -> None:

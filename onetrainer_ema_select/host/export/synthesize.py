@@ -36,6 +36,7 @@ def synthesize(
     backup: str | os.PathLike[str] | None = None,
     format: str = "",  # noqa: A002 - as the option of the command line
     dtype: str = "",
+    rounding: str = "",
     base_model: str = "",
     config: str | os.PathLike[str] | None = None,
     config_values: Sequence[str] = (),
@@ -57,6 +58,7 @@ def synthesize(
         backup: The backup that gives all but the averages; None for the nearest one.
         format: As of :func:`launch.export`, like all that follow.
         dtype: The same.
+        rounding: The same.
         base_model: The same.
         config: The same.
         config_values: The same.
@@ -95,6 +97,7 @@ def synthesize(
         output=Path(output).expanduser().absolute(),
         format=format,
         dtype=dtype,
+        rounding=rounding,
         base_model=absolute_base(base_model),
         config_values=tuple(config_values),
         overwrite=overwrite,
