@@ -248,6 +248,9 @@ def test_what_comes_home_of_a_workspace_for_every_choice_of_flags(
         "ema_select/parked/2026-11-24_14-48-37/ema.safetensors",
         "ema_select/parked/2026-11-24_14-48-37/manifest.json",
         "ema_select/output/model-non-ema.safetensors",
+        "ema_select/post_hoc/backup/2026-11-24_14-48-37-snapshot-2-0-2/sigma_rel-0.05.safetensors",
+        "ema_select/post_hoc/backup/2026-11-24_14-48-37-snapshot-2-0-2/manifest.json",
+        "ema_select/validation.jsonl",
         "samples/prompt/0.png",
     ]
     names = [*files(machine.there(trained.run / "workspace")), *ours]
@@ -259,7 +262,8 @@ def test_what_comes_home_of_a_workspace_for_every_choice_of_flags(
     by_folder = {
         "save": "download_saves", "backup": "download_backups", "ema_select/milestones": "download_backups",
         "ema_select/parked": "download_backups", "tensorboard": "download_tensorboard", "samples": "download_samples",
-        "config": None, "ema_select/saves.json": None, "ema_select/output": None,
+        "config": None, "ema_select/saves.json": None, "ema_select/output": None, "ema_select/drift.jsonl": None,
+        "ema_select/validation.jsonl": None, "ema_select/post_hoc": "download_backups",
     }  # fmt: skip
     expected = {
         name
