@@ -133,6 +133,12 @@ class WeightTracks:
         return bool(self._swapped or self._stash or self._in_flight)
 
     @property
+    def stash_nbytes(self) -> int:
+        """Bytes of the CPU's memory that an exchange takes: live weights of another dtype than their average."""
+        pairs = ((self._averages[name], parameter) for name, parameter in self._parameters.items())
+        return sum(live.nbytes for average, live in pairs if average is not None and average.dtype != live.dtype)
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the averages take on their device."""
         return sum(average.nbytes for average in self._averages.values() if average is not None)

@@ -19,7 +19,7 @@ def announce(session: Session) -> None:
     lines = [session.plan.sentence, *session.match_notes, start_sentence(session)]
     lines += [memory_sentence(session), post_hoc_sentence(session), disk_sentence(session), rounding_sentence(session)]
     if session.judge is not None and session.judge.attached:
-        lines.append("OneTrainer's validation judges both sets: the EMA's loss is computed on the same batches.")
+        lines.append(judging_sentence(session))
     if session.milestones.pending:
         owed = ", ".join(session.milestones.pending)
         lines.append(f"Owed from before the interruption, written with the next save: {owed}.")
@@ -49,6 +49,15 @@ def memory_sentence(session: Session) -> str:
             "ema_select.ema_dtype to PARAMETER)"
         )
     return text + "."
+
+
+def judging_sentence(session: Session) -> str:
+    """That both sets are judged, and what that takes."""
+    text = "OneTrainer's validation judges both sets: the EMA's loss is computed on the same batches"
+    size = 0 if session.ema is None else session.ema.tracks.stash_nbytes
+    if size:
+        text += f", while {gigabytes(size)} of live weights are kept aside in the CPU's memory"
+    return f"{text}."
 
 
 def post_hoc_sentence(session: Session) -> str:

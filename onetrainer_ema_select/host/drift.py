@@ -101,6 +101,11 @@ class DriftWatch:
         """Look at what is about to be written. The live weights have to be shown."""
         self._guarded(lambda: self._look(self._session.model.train_progress.global_step, final=self._session.ending))
 
+    def _is_over(self, step: int) -> bool:
+        """Whether a run that ends has come to its end, and was not stopped, from where it may go on."""
+        run_steps = self._run_steps()
+        return run_steps is None or step >= run_steps
+
     def _guarded(self, action: Callable[[], None]) -> None:
         if self._failed:
             return
@@ -196,8 +201,9 @@ class DriftWatch:
         known = not final and bool(run_average(self._session).warnings(run_steps=self._run_steps()))
         if self._same and not known:
             self._say("same", step, same_to_rounding(step, file_dtype=self._file_dtype))
-        if not known and (share := self._share_at_end(final=final)) is not None:
-            self._say("start", step, start_remains(share, ended=final))
+        over = final and self._is_over(step)
+        if not known and (share := self._share_at_end(final=over)) is not None:
+            self._say("start", step, start_remains(share, ended=over))
         if (swing := self._swings.swinging) is not None:
             self._say("swing", step, swings(swing, step=step))
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from onetrainer_ema_select.errors import EmaSelectError
+from onetrainer_ema_select.host.memory import free_memory
 from onetrainer_ema_select.host.random_state import RandomState
 from onetrainer_ema_select.tracks import WeightTracks
 
@@ -19,6 +21,8 @@ from onetrainer_ema_select.tracks import WeightTracks
 KEPT_BYTES = 512 * 1024 * 1024
 
 _QUIET_SECONDS = 2
+# What the random states of a call take: Python's own are a tuple of 625 numbers.
+_STATE_BYTES = 40 * 1024
 
 
 @dataclass
@@ -103,6 +107,7 @@ class ValidationPass:
         debug = getattr(self.setup, "debug_mode", False)
         before = RandomState.now()
         try:
+            self._check_memory()
             # The pictures of its debug mode are to be of the live weights, as without the plugin.
             self.setup.debug_mode = False
             with torch.no_grad(), self.tracks.exchanged():
@@ -119,12 +124,27 @@ class ValidationPass:
             before.restore()
         self.tracks.show_live()
 
+    def _check_memory(self) -> None:
+        """Refuse an exchange that the memory will not hold: where it runs out, the system ends the whole run.
+
+        Raises:
+            EmaSelectError: If it will not.
+        """
+        needed, free = self.tracks.stash_nbytes, free_memory()
+        if free is not None and needed > free:
+            raise EmaSelectError(
+                f"The live weights have to be kept aside meanwhile, which takes {needed / 1e9:.1f} GB of memory; "
+                f"{free / 1e9:.1f} GB are free. Free memory, or set ema_select.ema_dtype to PARAMETER, which needs none.",
+                expected=f"{needed / 1e9:.1f} GB",
+                found=f"{free / 1e9:.1f} GB",
+            )
+
     def _note(self, batch: dict[str, Any], given: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         moved: dict[int, torch.device] = {}
         kept = {key: _kept(value, moved) for key, value in batch.items()}
         self.concepts.append((kept["concept_name"][0], kept["concept_path"][0], int(kept["concept_seed"])))
         self._calls.append(_Call(RandomState.now(), kept, moved, given))
-        self._bytes += sum(tensor.nbytes for tensor in _tensors(kept))
+        self._bytes += _STATE_BYTES + sum(tensor.nbytes for tensor in _tensors(kept))
 
     def _note_loss(self, loss: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         self._calls[-1].loss = given

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from onetrainer_ema_select.choices import WeightSet
-from onetrainer_ema_select.host.announce import rounding_sentence
+from onetrainer_ema_select.host.announce import judging_sentence, rounding_sentence
 from onetrainer_ema_select.settings import parse_settings
 
 LOSS = "which can lose much of what a slow EMA has moved (inspect says how much, of a backup)"
@@ -64,3 +64,13 @@ def test_where_bits_are_lost(how: dict[str, Any], name: str) -> None:
 )
 def test_where_none_are(how: dict[str, Any]) -> None:
     assert rounding_sentence(session(**how)) == ""
+
+
+@pytest.mark.parametrize(
+    ("taken", "end"),
+    [(0, "batches."), (5_140_000_000, "batches, while 5.1 GB of live weights are kept aside in the CPU's memory.")],
+)
+def test_what_judging_both_sets_takes(taken: int, end: str) -> None:
+    ema = SimpleNamespace(tracks=SimpleNamespace(stash_nbytes=taken))
+    text = judging_sentence(SimpleNamespace(ema=ema))  # type: ignore[arg-type]
+    assert text == f"OneTrainer's validation judges both sets: the EMA's loss is computed on the same {end}"

@@ -304,6 +304,21 @@ def test_at_the_end_it_is_said_however_short_the_run_was(tmp_path: Path) -> None
     assert "in the weights' own precision, as in the files" in run.warnings[0]
 
 
+def test_a_run_that_is_stopped_early_is_not_told_of_its_end(tmp_path: Path) -> None:
+    run = Run(tmp_path, decay=0.9)  # long enough to be left behind by the end, but not after three steps
+    run.session.config.epochs = 100
+    run.step(2)
+    run.watch.age.start_share = 0.9
+    run.end()
+    assert run.warnings == []
+    run = Run(tmp_path, decay=0.9)
+    run.session.config.epochs = 100
+    run.progress.global_step = EPOCH * 100
+    run.watch.age.start_share = 0.9
+    run.end()
+    assert [text[:50] for text in run.warnings] == ["WARNING: At the end of this run the EMA is still t"]
+
+
 def test_an_average_that_will_not_leave_the_start_is_warned_of_at_once(tmp_path: Path) -> None:
     # the warm-up is over long ago, as in a run that is resumed with a new average near its end
     run = Run(tmp_path, decay=0.9935, first=0)

@@ -139,7 +139,7 @@ class Case:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kept_bytes", [10**9, 100, 0])
+@pytest.mark.parametrize("kept_bytes", [10**9, 60_000, 0])
 def test_the_losses_are_those_of_a_model_that_holds_the_ema(device: str, dtype: torch.dtype, kept_bytes: int) -> None:
     case = Case(device=device, dtype=dtype)
     watched = case.watched(kept_bytes=kept_bytes)
@@ -147,7 +147,7 @@ def test_the_losses_are_those_of_a_model_that_holds_the_ema(device: str, dtype: 
     with watched.watching():
         assert host_validation(case.setup, case.model, case.data) == case.expected
     # 48 bytes of pictures a batch and 8 of the concept's seed
-    assert len(watched.ema) == {10**9: 0, 100: 4, 0: 5}[kept_bytes]
+    assert len(watched.ema) == {10**9: 0, 60_000: 4, 0: 5}[kept_bytes]
     watched.repeat(case.model)
     assert watched.error is None
     assert watched.ema == case.ema
@@ -169,10 +169,10 @@ def test_nothing_is_repeated_where_no_validation_was_due() -> None:
     assert (watched.ema, watched.non_ema, watched.error, case.setup.calls) == ([], [], None, [])
 
 
-@pytest.mark.parametrize("kept_bytes", [10**9, 100])
+@pytest.mark.parametrize("kept_bytes", [10**9, 60_000])
 def test_a_failure_of_the_second_pass_is_kept_and_changes_nothing(kept_bytes: int) -> None:
     case = Case()
-    case.setup.fail_at = {7 if kept_bytes > 100 else 4: RuntimeError("out of memory")}
+    case.setup.fail_at = {7 if kept_bytes > 60_000 else 4: RuntimeError("out of memory")}
     watched = case.watched(kept_bytes=kept_bytes)
     seed()
     with watched.watching():
@@ -183,10 +183,10 @@ def test_a_failure_of_the_second_pass_is_kept_and_changes_nothing(kept_bytes: in
     assert case.untouched()
 
 
-@pytest.mark.parametrize("kept_bytes", [10**9, 100])
+@pytest.mark.parametrize("kept_bytes", [10**9, 60_000])
 def test_ctrl_c_in_the_second_pass_leaves_the_live_weights(kept_bytes: int) -> None:
     case = Case()
-    case.setup.fail_at = {7 if kept_bytes > 100 else 4: KeyboardInterrupt()}
+    case.setup.fail_at = {7 if kept_bytes > 60_000 else 4: KeyboardInterrupt()}
     watched = case.watched(kept_bytes=kept_bytes)
     seed()
     with pytest.raises(KeyboardInterrupt), watched.watching():
@@ -196,7 +196,7 @@ def test_ctrl_c_in_the_second_pass_leaves_the_live_weights(kept_bytes: int) -> N
     assert all(torch.equal(one, two) for one, two in zip(case.model.parameters(), case.live, strict=True))
     assert not {"predict", "calculate_loss"} & set(vars(case.setup))
     assert case.setup.debug_mode
-    if kept_bytes > 100:
+    if kept_bytes > 60_000:
         assert case.untouched()
 
 
@@ -259,3 +259,34 @@ def test_random_states_come_back() -> None:
     assert torch.equal(torch.rand(3), drawn[0])
     assert np.array_equal(np.random.rand(3), drawn[1])
     assert random.random() == drawn[2]
+
+
+@pytest.mark.parametrize("free", [10**6, 0, None])
+def test_live_weights_that_find_no_room_are_not_put_aside(monkeypatch: pytest.MonkeyPatch, free: int | None) -> None:
+    monkeypatch.setattr("onetrainer_ema_select.host.validation_pass.free_memory", lambda: free)
+    case = Case(dtype=torch.bfloat16)
+    assert case.tracks.stash_nbytes == sum(2 * parameter.numel() for parameter in case.model.parameters())
+    watched = case.watched()
+    seed()
+    with watched.watching():
+        assert host_validation(case.setup, case.model, case.data) == case.expected
+    watched.repeat(case.model)
+    assert case.untouched()
+    if free == 0:
+        assert not watched.ema
+        assert str(watched.error).startswith("The live weights have to be kept aside meanwhile, which takes 0.0 GB of ")
+        assert str(watched.error).endswith("or set ema_select.ema_dtype to PARAMETER, which needs none.")
+    else:
+        assert watched.ema == case.ema
+
+
+def test_weights_of_the_average_s_own_dtype_need_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onetrainer_ema_select.host.validation_pass.free_memory", lambda: 0)
+    case = Case()
+    assert case.tracks.stash_nbytes == 0
+    watched = case.watched()
+    seed()
+    with watched.watching():
+        host_validation(case.setup, case.model, case.data)
+    watched.repeat(case.model)
+    assert watched.ema == case.ema
