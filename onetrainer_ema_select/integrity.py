@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from onetrainer_ema_select.errors import ManifestError
-from onetrainer_ema_select.manifest import read_manifest
+from onetrainer_ema_select.manifest import FOLDER, read_manifest
 
 OPTIMIZER_FILE = Path("optimizer", "optimizer.pt")
 EMA_FILE = Path("ema", "ema.pt")
@@ -115,6 +115,8 @@ def backup_problem(backup: Path, *, optimizer: bool = True) -> str:
     if not has_model(backup):
         return "there is no model in it"
     for file in sorted(backup.rglob("*.safetensors")):
+        if file.is_relative_to(backup / FOLDER):  # the model, its optimizer and EMA are whole without it
+            continue
         if problem := safetensors_problem(file):
             return f"{file.relative_to(backup).as_posix()} {problem}"
     for index in sorted(backup.rglob("*.safetensors.index.json")):

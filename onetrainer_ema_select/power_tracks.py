@@ -122,8 +122,15 @@ class PowerTracks:
                 saved = (initial or {}).get(sigma_rel, {}).pop(name, None)
                 if saved is not None and parameter.is_floating_point():
                     averages[name] = self._take_up(name, parameter, saved)
-                elif _trains(parameter):
+                elif _trains(parameter) or self._is_held(name, parameter, initial):
                     averages[name] = self._copy(parameter)
+
+    def _is_held(
+        self, name: str, parameter: Tensor, initial: Mapping[float, MutableMapping[str, Tensor]] | None
+    ) -> bool:
+        """Whether another length has an average of a weight that does not train any more: a new one needs it too."""
+        saved = any(name in averages for averages in (initial or {}).values())
+        return parameter.is_floating_point() and (saved or any(name in averages for averages in self._sets.values()))
 
     def _begin_of(
         self,
@@ -190,16 +197,16 @@ class PowerTracks:
         return Profile(sigma_rel, self.time, interval_time, self._begun_at[sigma_rel])
 
     def averages(self, name: str) -> tuple[Tensor | None, ...]:
-        """One parameter's average in each track (aliases); begun now where it began to train since."""
+        """One parameter's average in each track (aliases); begun now where it began to train since.
+
+        A weight that has stopped training goes on being averaged: time goes on, and its share of it grows.
+        """
+        found = [averages.get(name) for averages in self._sets.values()]
         parameter = self._parameters.get(name)
-        if parameter is None or not parameter.requires_grad:
-            return (None,) * len(self._sets)
-        found: list[Tensor | None] = []
-        for averages in self._sets.values():
-            average = averages.get(name)
-            if average is None and _trains(parameter):
-                average = averages[name] = self._copy(parameter)
-            found.append(average)
+        if parameter is not None and _trains(parameter):
+            for place, averages in enumerate(self._sets.values()):
+                if found[place] is None:
+                    found[place] = averages[name] = self._copy(parameter)
         return tuple(found)
 
     def due(self, optimization_step: int) -> bool:
@@ -215,10 +222,9 @@ class PowerTracks:
     def pending(self, time: float) -> PendingUpdate | None:
         """The update at this time; None where the tracks have come that far already.
 
-        Raises:
-            PostHocError: If the time lies before the last update.
+        So it may be after a resume: a run that was ended right after an update had not counted its step yet.
         """
-        if time == self.time:
+        if time <= self.time:
             return None
         weights = tuple(1.0 - power_decay(self.time, time, gamma) for gamma in self._gammas.values())
         seeds = tuple(_SEED_OFFSET + self.updates * _MOST_TRACKS + place for place in range(len(weights)))
@@ -229,9 +235,6 @@ class PowerTracks:
 
         Args:
             time: How far training has come, in the unit of :attr:`time`.
-
-        Raises:
-            PostHocError: If the time lies before the last update.
         """
         update = self.pending(time)
         if update is None:
@@ -239,9 +242,10 @@ class PowerTracks:
         live: list[Tensor] = []
         rows: list[tuple[Tensor | None, ...]] = []
         for name, parameter in self._parameters.items():
-            if _trains(parameter):
+            row = update.averages(name)
+            if any(average is not None for average in row):
                 live.append(parameter)
-                rows.append(update.averages(name))
+                rows.append(row)
         wait_for_transfers()
         columns = [[row[place] for row in rows] for place in range(len(self._sets))]
         self._averager.update_several(columns, live, weights=update.weights, seeds=update.seeds)

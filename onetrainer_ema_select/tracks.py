@@ -183,19 +183,33 @@ class WeightTracks:
         """
         self.show_live()
         due = is_update_step(optimization_step, self.update_step_interval)
-        others = self.beside.prepare(optimization_step) if self.beside is not None else None
-        if not due and others is None:
-            return
+        others, failure = self._prepare_others(optimization_step)
+        if due or others is not None:
+            self._update(parameters, optimization_step, others, due=due)
+        if failure is not None:
+            raise failure
+
+    def _prepare_others(self, optimization_step: int) -> tuple[PendingUpdate | None, Exception | None]:
+        """What is due of the tracks beside this one, or what has failed: this average moves all the same."""
+        try:
+            return (None if self.beside is None else self.beside.prepare(optimization_step)), None
+        except Exception as error:  # noqa: BLE001 - raised by the caller, after the update
+            return None, error
+
+    def _update(
+        self, parameters: Iterable[Tensor], optimization_step: int, others: PendingUpdate | None, *, due: bool
+    ) -> None:
         rows: list[tuple[Tensor | None, ...]] = []
         live: list[Tensor] = []
         for name, parameter in zip(self._averages, parameters, strict=True):
-            if not parameter.requires_grad:
-                continue
-            average = self._averages[name]
-            if average is None and due:  # began to train after the start: its average begins here
+            trains = parameter.requires_grad
+            average = self._averages[name] if trains and due else None
+            if average is None and trains and due:  # began to train after the start: its average begins here
                 self._averages[name] = self._copy(parameter)
-            rows.append((average if due else None, *(others.averages(name) if others is not None else ())))
-            live.append(parameter)
+            row = (average, *(others.averages(name) if others is not None else ()))
+            if any(one is not None for one in row):
+                rows.append(row)
+                live.append(parameter)
         wait_for_transfers()
         self._move(rows, live, optimization_step, others, due=due)
         if others is not None:

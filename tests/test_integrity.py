@@ -98,6 +98,14 @@ def test_model_cut_short(backup: Path) -> None:
     assert backup_problem(backup) == f"{name} is cut short (3 bytes)"
 
 
+def test_what_the_plugin_adds_is_no_part_of_the_model(backup: Path) -> None:
+    """A damaged post-hoc track is no reason to go back to an older backup."""
+    track = backup / "ema_select" / "post_hoc" / "sigma_rel-0.05.safetensors"
+    track.parent.mkdir(parents=True)
+    track.write_bytes(b"cut")
+    assert backup_problem(backup) == ""
+
+
 def test_model_longer_than_its_header_says(backup: Path) -> None:
     model = model_of(backup)
     size = model.stat().st_size

@@ -98,7 +98,7 @@ def test_a_track_that_begins_late_keeps_the_first_weights_for_the_time_before() 
         torch.testing.assert_close(found, exact(history, sigma_rel, "matrix", begun_at=20.0), rtol=1e-5, atol=1e-6)
 
 
-def test_the_same_time_again_changes_nothing_and_an_earlier_one_is_refused() -> None:
+def test_the_same_time_again_and_an_earlier_one_change_nothing() -> None:
     live = parameters()
     power = tracks(live)
     power.step(1)
@@ -108,9 +108,10 @@ def test_the_same_time_again_changes_nothing_and_an_earlier_one_is_refused() -> 
     walk(live, 2)
     power.step(2)
     assert power.pending(2) is None
-    with pytest.raises(PostHocError, match="time has to go on"):
-        power.step(1)
-    assert power.updates == 2
+    # a run that was ended right after an update, and goes on with a smaller batch
+    power.step(1)
+    assert power.pending(1) is None
+    assert (power.updates, power.time) == (2, 2)
     assert all(torch.equal(power.sets()[s][n], t) for s, averages in before.items() for n, t in averages.items())
 
 
@@ -191,11 +192,59 @@ def test_what_does_not_train_has_no_average_until_it_does() -> None:
     walk({"matrix": live["matrix"]}, 3)
     power.step(2)
     assert all(torch.equal(averages["matrix"], live["matrix"]) for averages in power.sets().values())
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "beside"])
+def test_a_weight_that_stops_training_goes_on_being_averaged(together: bool) -> None:
+    """A text encoder that is trained for the first epochs only: its last weights count more and more."""
+    live = parameters()
+    ordinary = beside(live, interval=1) if together else None
+    power = ordinary.beside if ordinary is not None else tracks(live)
+    history = []
+    for step in range(1, 41):
+        if step > 8:
+            live["bias"].requires_grad_(False)
+        walk({name: weight for name, weight in live.items() if weight.requires_grad}, step)
+        if ordinary is not None:
+            ordinary.step(live.values(), step - 1)
+        else:
+            power.step(float(step))
+        history.append((power.time, copy(live)))
+    for sigma_rel in SIGMA_RELS:
+        for name in SHAPES:
+            expected = exact(history, sigma_rel, name)
+            assert torch.allclose(power.sets()[sigma_rel][name].double(), expected, atol=1e-6), (sigma_rel, name)
+    if ordinary is not None:  # as OneTrainer's own EMA, which leaves it alone from then on
+        frozen = ordinary.average("bias").clone()
+        ordinary.step(live.values(), 40)
+        assert torch.equal(ordinary.average("bias"), frozen)
+
+
+def test_a_new_length_holds_what_has_stopped_training_too() -> None:
+    live = parameters()
+    first = tracks(live, sigma_rels=(0.05,))
+    first.step(1.0)
     live["bias"].requires_grad_(False)
-    before = power.sets()[0.05]["bias"].clone()
-    walk({"bias": live["bias"]}, 4)
-    power.step(3)
-    assert torch.equal(power.sets()[0.05]["bias"], before)
+    saved = {0.05: {name: average.clone() for name, average in first.sets()[0.05].items()}}
+    power = tracks(live, initial=saved, time=1.0, updates=1, begun_at={0.05: 0.0})
+    assert [set(averages) for averages in power.sets().values()] == [set(SHAPES)] * 2
+
+
+def test_a_failure_of_the_power_tracks_does_not_keep_the_average_from_moving() -> None:
+    live = parameters()
+    ordinary, alone = beside(live, interval=1), beside(live, interval=1)
+    alone.beside = None
+
+    def broken(step: int) -> float:
+        raise PostHocError(f"no time at {step}")
+
+    ordinary.beside._time_of = broken
+    walk(live, 1)
+    alone.step(live.values(), 0)
+    with pytest.raises(PostHocError, match="no time at 0"):
+        ordinary.step(live.values(), 0)
+    assert ordinary.updates == 1
+    assert all(torch.equal(ordinary.average(name), alone.average(name)) for name in SHAPES)
 
 
 def test_16_bit_tracks_round_at_random_each_in_its_own_way_and_leave_the_global_state_alone() -> None:

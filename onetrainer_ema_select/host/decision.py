@@ -13,7 +13,7 @@ from onetrainer_ema_select.integrity import EMA_FILE, backup_problem, read_progr
 from onetrainer_ema_select.manifest import ParkedRecord, read_manifest
 from onetrainer_ema_select.resume import BackupContents, ResumePlan, continues_leg, plan_resume
 from onetrainer_ema_select.settings import EmaSelectSettings, ResumeWeights
-from onetrainer_ema_select.snapshots import Mixture, find_snapshots, mix, read_snapshot
+from onetrainer_ema_select.snapshots import Mixture, Snapshot, find_snapshots, mix, read_snapshot
 from onetrainer_ema_select.workspace import (
     BACKUP_FOLDER,
     MILESTONE_FOLDER,
@@ -91,7 +91,17 @@ def _mix(backup: Path, workspace: Path, *, sigma_rel: float) -> Mixture:
             key="resume_weights",
             path=str(backup),
         ) from error
-    return dataclasses.replace(mixture, notes=mixture.notes + problems)
+    return dataclasses.replace(
+        mixture,
+        end=_without_names(mixture.end),
+        line=tuple(map(_without_names, mixture.line)),
+        notes=mixture.notes + problems,
+    )
+
+
+def _without_names(snapshot: Snapshot) -> Snapshot:
+    """The snapshot without the list of its weights: what was decided goes to every process."""
+    return dataclasses.replace(snapshot, manifest=snapshot.manifest.model_copy(update={"parameters": ()}))
 
 
 def _choose_backup(settings: EmaSelectSettings, workspace: Path) -> tuple[Path | None, tuple[str, ...]]:

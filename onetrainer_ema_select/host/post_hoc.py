@@ -15,7 +15,7 @@ from torch import Tensor
 
 from onetrainer_ema_select import __version__, store
 from onetrainer_ema_select.average_age import power_half_life
-from onetrainer_ema_select.errors import ResumeError
+from onetrainer_ema_select.errors import PostHocError, ResumeError
 from onetrainer_ema_select.host.announce import gigabytes
 from onetrainer_ema_select.host.length import images_per_step
 from onetrainer_ema_select.host.locate import host_commit
@@ -77,7 +77,8 @@ class PostHoc:
         sigma_rels = settings.post_hoc_lengths
         saved: dict[float, dict[str, Tensor]] = {}
         if record is not None:
-            self._begin_images = record.images
+            # Ended between an update and the counting of its step, the tracks are ahead.
+            self._begin_images = max(record.images, record.time)
             self._line = (*record.line, StretchRecord(id=record.stretch, until_step=self._begin_step))
             saved = self._read(record, sigma_rels)
         elif settings.resume_ema is ResumeEma.RESTART and session.starts_average:
@@ -123,7 +124,8 @@ class PostHoc:
             if problem := safetensors_problem(file):
                 raise ResumeError(f"The post-hoc track {file} {problem}. {advice}", path=file)
             try:
-                found[track.sigma_rel] = load_file(file)
+                # Copies: OneTrainer deletes old backups while it trains, and Windows deletes no file that is mapped.
+                found[track.sigma_rel] = {name: tensor.clone() for name, tensor in load_file(file).items()}
             except Exception as error:
                 raise ResumeError(f"The post-hoc track {file} cannot be read: {error}. {advice}", path=file) from error
         return found
@@ -305,6 +307,25 @@ class PostHoc:
             post_hoc=record,
             leg=session.plan.leg,
         )
+
+
+def begin_post_hoc(session: Session, parameters: Sequence[Tensor], *, device: torch.device) -> PostHoc:
+    """Begin the tracks of a run, or go on with those of its backup.
+
+    Raises:
+        EmaSelectError: As of :class:`PostHoc`, and if the device has not got the memory.
+    """
+    try:
+        return PostHoc(session, parameters, device=device)
+    except torch.cuda.OutOfMemoryError as error:
+        lengths = session.settings.post_hoc_lengths
+        size = gigabytes(4 * len(lengths) * sum(parameter.numel() for parameter in parameters))
+        raise PostHocError(
+            f"The post-hoc tracks of {len(lengths)} lengths take about {size} in 32 bits, which {device} has not got. "
+            "Set ema to CPU, ema_select.ema_dtype to PARAMETER, or fewer lengths in ema_select.post_hoc_sigma_rels.",
+            key="post_hoc_sigma_rels",
+            found=size,
+        ) from error
 
 
 def _on_cpu(averages: Mapping[str, Tensor]) -> dict[str, Tensor]:

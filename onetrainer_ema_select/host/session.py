@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onetrainer_ema_select import store
 from onetrainer_ema_select.checksums import ChecksumWriter
-from onetrainer_ema_select.errors import SECTION, EmaSelectError
+from onetrainer_ema_select.errors import SECTION, EmaSelectError, PostHocError
 from onetrainer_ema_select.host.decision import Decision
 from onetrainer_ema_select.host.ema import HostEma
 from onetrainer_ema_select.host.equal_parts import EqualParts
@@ -121,6 +121,7 @@ class Session:
         self.parked_ema: EmaRecord | None = None
         self.length_said = False
         self.failed_updates = 0
+        self.failed_tracks = False
         self.failed_start: Exception | None = None
         self.training = False
         self.ending = False
@@ -218,6 +219,15 @@ class Session:
 
     def update_failed(self, optimization_step: int, error: Exception) -> None:
         """Report the first update of the average that failed, and count the others for the end."""
+        if isinstance(error, PostHocError):  # of the tracks beside the EMA, which itself has moved
+            if not self.failed_tracks:
+                self.failed_tracks = True
+                self.reporter.problem(
+                    f"The post-hoc tracks could not be updated at optimizer step {optimization_step}; training and the "
+                    "EMA go on. Do not use snapshots of this run from here on.",
+                    error,
+                )
+            return
         self.failed_updates += 1
         if self.failed_updates == 1:
             self.reporter.problem(

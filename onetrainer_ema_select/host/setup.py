@@ -14,7 +14,7 @@ from onetrainer_ema_select.host import drift
 from onetrainer_ema_select.host.announce import announce
 from onetrainer_ema_select.host.ema import HostEma
 from onetrainer_ema_select.host.length import make_pace
-from onetrainer_ema_select.host.post_hoc import PostHoc
+from onetrainer_ema_select.host.post_hoc import begin_post_hoc
 from onetrainer_ema_select.host.session import Session, ema_device, session_of
 from onetrainer_ema_select.manifest import EmaRecord
 from onetrainer_ema_select.resume import EmaSource
@@ -67,6 +67,8 @@ def create_ema(
         _begin(session, list(parameters))
     except Exception as error:
         if multi_gpu_util.world_size() == 1:
+            if isinstance(error, EmaSelectError):
+                session.reporter.show(error)  # the window shows only that there was an error
             raise
         session.failed_start = error
     return session.ema
@@ -77,7 +79,7 @@ def _begin(session: Session, parameters: list[Tensor]) -> None:
         record = _record_of_average(session)
         tracks = _build_tracks(session, parameters, record)
         if session.settings.post_hoc_lengths:
-            session.post_hoc = PostHoc(session, parameters, device=tracks.device)
+            session.post_hoc = begin_post_hoc(session, parameters, device=tracks.device)
             tracks.beside = session.post_hoc.tracks
         session.ema = HostEma(tracks, failed=session.update_failed)
         drift.begin(session, record)

@@ -134,7 +134,8 @@ class ValidationPass:
         if free is not None and needed > free:
             raise EmaSelectError(
                 f"The live weights have to be kept aside meanwhile, which takes {needed / 1e9:.1f} GB of memory; "
-                f"{free / 1e9:.1f} GB are free. Free memory, or set ema_select.ema_dtype to PARAMETER, which needs none.",
+                f"{free / 1e9:.1f} GB are free. Free memory, or set ema_select.ema_dtype to PARAMETER, which needs "
+                "none.",
                 expected=f"{needed / 1e9:.1f} GB",
                 found=f"{free / 1e9:.1f} GB",
             )

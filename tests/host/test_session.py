@@ -4,8 +4,11 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
 import pytest
+import torch
 from pytest_mock import MockerFixture
 
+from onetrainer_ema_select.errors import PostHocError
+from onetrainer_ema_select.host import post_hoc
 from onetrainer_ema_select.host import session as sessions
 from onetrainer_ema_select.host.session import Session
 from onetrainer_ema_select.settings import parse_settings
@@ -45,3 +48,28 @@ def test_a_run_is_begun_without_a_look_at_the_list_of_saves(mocker: MockerFixtur
     read.assert_not_called()
     assert session.ledger is session.ledger
     read.assert_called_once_with(session.workspace)
+
+
+def test_a_failed_update_of_the_post_hoc_tracks_is_not_called_one_of_the_ema() -> None:
+    session = SimpleNamespace(failed_updates=0, failed_tracks=False, reporter=Mock(), post_hoc=object())
+    for step in (7, 8):
+        Session.update_failed(session, step, PostHocError("no time"))
+    session.reporter.problem.assert_called_once()
+    assert session.reporter.problem.call_args.args[0] == (
+        "The post-hoc tracks could not be updated at optimizer step 7; training and the EMA go on. Do not use "
+        "snapshots of this run from here on."
+    )
+    assert session.failed_updates == 0
+    Session.update_failed(session, 9, ValueError("the EMA itself"))
+    assert session.failed_updates == 1
+
+
+def test_tracks_that_a_gpu_has_no_room_for_are_refused_with_the_ways_out(mocker: MockerFixture) -> None:
+    mocker.patch.object(post_hoc, "PostHoc", side_effect=torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    session = SimpleNamespace(settings=parse_settings({"post_hoc_sigma_rels": "0.05, 0.1"}))
+    with pytest.raises(PostHocError) as caught:
+        post_hoc.begin_post_hoc(session, [torch.zeros(10**6)], device=torch.device("cuda"))
+    assert str(caught.value) == (
+        "The post-hoc tracks of 2 lengths take about 8.0 MB in 32 bits, which cuda has not got. Set ema to CPU, "
+        "ema_select.ema_dtype to PARAMETER, or fewer lengths in ema_select.post_hoc_sigma_rels."
+    )
