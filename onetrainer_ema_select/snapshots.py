@@ -244,7 +244,8 @@ def mix(end: Snapshot, snapshots: Iterable[Snapshot], *, sigma_rel: float) -> Mi
 def _rounding_warning(sigma_rel: float, sources: Sequence[Source]) -> str:
     """What to know of a mixture that is made of the small differences of large shares of 16-bit files.
 
-    Roundings of different files are independent, so they add up as their squares.
+    Roundings of different files add up as their squares where they are independent: where the weights move by more
+    than the rounding between snapshots. Otherwise they are partly the same, and less comes of them.
     """
     if math.hypot(*(source.coefficient for source in sources)) <= _MOST_AMPLIFIED:
         return ""
@@ -253,9 +254,9 @@ def _rounding_warning(sigma_rel: float, sources: Sequence[Source]) -> str:
         return ""
     nearest = min((source.sigma_rel for source in sources), key=lambda one: abs(one - sigma_rel))
     return (
-        f"The snapshots are of 16 bits, and sigma_rel {sigma_rel:g} multiplies their rounding by about {amplified:,.1f}: "
-        f"the weights are that much coarser. Ask for a length nearer to {nearest:g}, that of a track, and keep the tracks "
-        "in 32 bits in the next run (ema_dtype FLOAT_32)."
+        f"The snapshots are of 16 bits, and sigma_rel {sigma_rel:g} multiplies their rounding by up to "
+        f"{amplified:,.1f}. Ask for a length nearer to {nearest:g}, that of a track, and keep the tracks in 32 bits in "
+        "the next run (ema_dtype FLOAT_32)."
     )
 
 
