@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from onetrainer_ema_select.errors import ManifestError, PostHocError
 from onetrainer_ema_select.integrity import read_safetensors_header, safetensors_problem
@@ -14,6 +17,9 @@ from onetrainer_ema_select.workspace import BACKUP_FOLDER, MILESTONE_FOLDER, SNA
 
 STATE_FOLDER = Path(FOLDER, "post_hoc")
 """Of a backup: the tracks as they were then, from which a resumed run goes on."""
+
+# Lengths between those of the tracks stay below it, whatever the number of snapshots.
+_MOST_AMPLIFIED: Final = 2.0
 
 _SWITCH_ON = "Switch post-hoc EMA on for the next run: --config-value ema_select.post_hoc_sigma_rels=0.05,0.10"
 
@@ -231,7 +237,32 @@ def mix(end: Snapshot, snapshots: Iterable[Snapshot], *, sigma_rel: float) -> Mi
                 "without it: how near the rest comes is said then.",
                 path=source.file,
             )
-    return Mixture(sigma_rel, end, tuple(line), sources, fit, tuple(notes))
+    warning = " ".join(filter(None, (fit.warning, _rounding_warning(sigma_rel, sources))))
+    return Mixture(sigma_rel, end, tuple(line), sources, dataclasses.replace(fit, warning=warning), notes=tuple(notes))
+
+
+def _rounding_warning(sigma_rel: float, sources: Sequence[Source]) -> str:
+    """What to know of a mixture that is made of the small differences of large shares of 16-bit files.
+
+    Roundings of different files add up as their squares where they are independent: where the weights move by more
+    than the rounding between snapshots. Otherwise they are partly the same, and less comes of them.
+    """
+    if math.hypot(*(source.coefficient for source in sources)) <= _MOST_AMPLIFIED:
+        return ""
+    amplified = math.hypot(*(source.coefficient for source in sources if _of_16_bits(source.file)))
+    if amplified <= _MOST_AMPLIFIED:
+        return ""
+    nearest = min((source.sigma_rel for source in sources), key=lambda one: abs(one - sigma_rel))
+    return (
+        f"The snapshots are of 16 bits, and sigma_rel {sigma_rel:g} multiplies their rounding by up to "
+        f"{amplified:,.1f}. Ask for a length nearer to {nearest:g}, that of a track, and keep the tracks in 32 bits in "
+        "the next run (ema_dtype FLOAT_32)."
+    )
+
+
+def _of_16_bits(file: Path) -> bool:
+    entries = read_safetensors_header(file).values()
+    return any(isinstance(entry, dict) and entry.get("dtype") in ("BF16", "F16") for entry in entries)
 
 
 def _weights(snapshot: Snapshot) -> frozenset[tuple[str, str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -23,13 +24,20 @@ from onetrainer_ema_select.errors import StoreError
 from onetrainer_ema_select.tensor_files import read_safetensors
 from onetrainer_ema_select.tensor_set import Entry, StoredTensor, TensorSet, unreadable
 
-# Pieces of all snapshots side by side. It stays in the cache between reading and adding: with four times as much it
+# Pieces of snapshots side by side. It stays in the cache between reading and adding: with four times as much it
 # takes twice as long, and with a quarter there are too many small steps (measured with 20 snapshots).
 _STACK_BYTES: Final = 5 << 20
-_SMALLEST_PIECE: Final = 1 << 12
+# So many snapshots at a time, and one to which they are compared: of more, the pieces would become too small.
+_ROWS: Final = 32
+# Files that stay open. macOS allows a process 256, many Linux systems 1,024, and others are open beside these. The
+# rest are opened for each piece, which takes a small part of the time of reading it.
+_MOST_OPEN: Final = 128
 # Reading out of the cache of the system and adding take about the same time each.
 _WORKERS: Final = max(2, min(4, os.cpu_count() or 2))
 _SUM_TOLERANCE: Final = 1e-6
+# Reads at a place, so that threads can share a handle; Windows has none such.
+_PREADV: Final = getattr(os, "preadv", None)
+_TOO_MANY: Final = (errno.EMFILE, errno.ENFILE)
 
 
 class Synthesis(TensorSet):
@@ -40,7 +48,8 @@ class Synthesis(TensorSet):
     is that of their distances, and the result is off by hardly more than its own rounding to float32.
 
     Every byte of the files whose coefficient is not 0 is read once, beside one tensor 5 MiB a thread are held in
-    memory. A context manager, as it keeps the files open; not shared between threads.
+    memory. A context manager, as it keeps files open (128 at most, however many there are); not shared between
+    threads.
     """
 
     def __init__(self, files: Sequence[Path], coefficients: Sequence[float]) -> None:
@@ -68,17 +77,12 @@ class Synthesis(TensorSet):
         for file, content in zip(self.files, contents, strict=True):
             _check_alike(file, content, self.files[-1], contents[-1])
         weights = np.array([weight for _, weight in pairs[:-1]], dtype=np.float32)
+        self._handles = _Files(self.files)
+        self._piece = max(_STACK_BYTES // (4 * min(len(pairs), _ROWS + 1)), 1)
         self._workers: SimpleQueue[_Worker] = SimpleQueue()
-        self._all: list[_Worker] = []
+        for _ in range(_WORKERS):
+            self._workers.put(_Worker(self._handles, weights, self._piece))
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="synthesis")
-        try:
-            for _ in range(_WORKERS):
-                worker = _Worker(self.files, weights)
-                self._all.append(worker)
-                self._workers.put(worker)
-        except BaseException:
-            self.close_files()
-            raise
         super().__init__(
             {
                 name: _MixedTensor(self, tuple(content[name] for content in contents))
@@ -99,7 +103,7 @@ class Synthesis(TensorSet):
             StoreError: If a file cannot be read.
         """
         mixed = torch.empty(last - first)
-        piece = self._all[0].piece
+        piece = self._piece
         starts = iter(range(first, last, piece))
         lock = threading.Lock()
 
@@ -137,8 +141,7 @@ class Synthesis(TensorSet):
     def close_files(self) -> None:
         """Close the files and end the threads."""
         self._pool.shutdown(cancel_futures=True)
-        for worker in self._all:
-            worker.close()
+        self._handles.close()
 
 
 @dataclass(frozen=True)
@@ -164,22 +167,88 @@ class _MixedTensor:
         return self.synthesis.mix(self.parts, first, last)
 
 
-class _Worker:
-    """What one thread needs: the files, and memory for a piece of each."""
+class _Files:
+    """Files that are read at any place by several threads at once, with one handle each, or none."""
 
-    def __init__(self, files: Sequence[Path], weights: NDArray[np.float32]) -> None:
-        self.piece = max(_STACK_BYTES // (4 * len(files)), _SMALLEST_PIECE)
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self._kept: list[_Handle] = []
+        with ExitStack() as opened:
+            try:
+                for file in files[:_MOST_OPEN]:
+                    self._kept.append(opened.enter_context(_Handle(file)))
+            except OSError as error:
+                if error.errno not in _TOO_MANY:
+                    raise _unreadable(Path(error.filename), error) from error
+                # Others have nearly used up what the system allows. One at a time and thread will do.
+                opened.close()
+                self._kept.clear()
+            self._opened = opened.pop_all()
+
+    def read(self, place: int, offset: int, target: memoryview) -> int:
+        """Fill `target` with the bytes from `offset` on of the file at this place; returns how many there were."""
+        try:
+            if place < len(self._kept):
+                return self._kept[place].read(offset, target)
+            with _Handle(self._files[place]) as handle:
+                return handle.read(offset, target)
+        except OSError as error:
+            raise _unreadable(self._files[place], error) from error
+
+    def close(self) -> None:
+        self._opened.close()
+
+
+class _Handle:
+    """An open file without a position, so that threads can share it."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
+
+    def read(self, offset: int, target: memoryview) -> int:
+        """Fill `target` with the bytes from `offset` on; returns how many there were."""
+        done = 0
+        while done < len(target):
+            read = self._read(offset + done, target[done:])
+            if read == 0:
+                break
+            done += read
+        return done
+
+    def _read(self, offset: int, target: memoryview) -> int:
+        if _PREADV is not None:
+            return int(_PREADV(self.file.fileno(), [target], offset))
+        with self._lock:
+            self.file.seek(offset)
+            return self.file.readinto(target)
+
+    def __enter__(self) -> _Handle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def _unreadable(file: Path, error: OSError) -> StoreError:
+    if error.errno in _TOO_MANY:
+        return StoreError(
+            f"{file} cannot be opened, as this process has as many files open as the system allows it. Allow it more "
+            "(on Linux and macOS with `ulimit -n 4096` in the same terminal, before the command), and try again.",
+            path=file,
+        )
+    return unreadable(file, f"cannot be read ({error.strerror or error})")
+
+
+class _Worker:
+    """What one thread needs: memory for a piece of several files."""
+
+    def __init__(self, files: _Files, weights: NDArray[np.float32], piece: int) -> None:
         self._files = files
         self._weights = weights
-        self._stack = np.empty((len(files), self.piece), dtype=np.float32)
+        self._stack = np.empty((min(len(weights), _ROWS) + 1, piece), dtype=np.float32)
+        self._sum = np.empty(piece if len(weights) > _ROWS else 0, dtype=np.float32)
         self._raw = torch.empty(0, dtype=torch.uint8)
-        self._handles: list[FileIO] = []
-        try:
-            for file in files:
-                self._handles.append(file.open("rb", buffering=0))
-        except OSError as error:
-            self.close()
-            raise unreadable(Path(error.filename), f"cannot be read ({error.strerror or error})") from error
 
     def mix(self, parts: Sequence[StoredTensor], first: int, last: int, mixed: Tensor) -> None:
         """Read these elements of every file and write their mixture into `mixed`.
@@ -188,37 +257,35 @@ class _Worker:
         a busy machine that is most of the time.
         """
         length = last - first
-        for row, handle, part in zip(self._stack, self._handles, parts, strict=True):
-            self._read(handle, part, first, torch.from_numpy(row[:length]))
         reference, total = self._stack[-1, :length], mixed.numpy()
-        if len(parts) == 1:
+        others = len(parts) - 1
+        self._read(others, parts[others], first, torch.from_numpy(reference))
+        if others == 0:
             total[:] = reference
             return
-        differences = self._stack[:-1, :length]
-        np.subtract(differences, reference, out=differences)
-        np.einsum("i,ij->j", self._weights, differences, out=total)
+        for begin in range(0, others, _ROWS):
+            end = min(begin + _ROWS, others)
+            differences = self._stack[: end - begin, :length]
+            for place in range(begin, end):
+                self._read(place, parts[place], first, torch.from_numpy(differences[place - begin]))
+            np.subtract(differences, reference, out=differences)
+            added = self._sum[:length] if begin else total
+            np.einsum("i,ij->j", self._weights[begin:end], differences, out=added)
+            if begin:
+                np.add(total, added, out=total)
         np.add(total, reference, out=total)
 
-    def _read(self, handle: FileIO, part: StoredTensor, first: int, target: Tensor) -> None:
+    def _read(self, place: int, part: StoredTensor, first: int, target: Tensor) -> None:
         dtype: torch.dtype = getattr(torch, part.dtype_name)
         nbytes = target.numel() * dtype.itemsize
         direct = dtype is torch.float32
         if not direct and self._raw.numel() < nbytes:
             self._raw = torch.empty(nbytes, dtype=torch.uint8)
         raw = target.view(torch.uint8) if direct else self._raw[:nbytes]
-        try:
-            handle.seek(part.begin + first * dtype.itemsize)
-            read = handle.readinto(raw.numpy().data) if nbytes else 0
-        except OSError as error:
-            raise unreadable(part.place.file, f"cannot be read ({error.strerror or error})") from error
-        if read != nbytes:
+        if nbytes and self._files.read(place, part.begin + first * dtype.itemsize, raw.numpy().data) != nbytes:
             raise unreadable(part.place.file, "became shorter while it was read")
         if not direct:
             target.copy_(raw.view(dtype))
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.close()
 
 
 def _taken(starts: Iterator[int], lock: threading.Lock) -> Iterator[int]:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,8 +57,7 @@ def test_every_tensor_is_the_weighted_sum(
     dtype: torch.dtype, piece: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if piece is not None:
-        monkeypatch.setattr(synthesis, "_STACK_BYTES", 0)
-        monkeypatch.setattr(synthesis, "_SMALLEST_PIECE", piece)
+        monkeypatch.setattr(synthesis, "_STACK_BYTES", 4 * 5 * piece)
     files = snapshots(tmp_path, 5, SHAPES, dtype)
     weights = coefficients(5)
     with Synthesis(files, weights) as mixed:
@@ -71,8 +73,7 @@ def test_every_tensor_is_the_weighted_sum(
 
 
 def test_a_piece_of_a_tensor_is_what_it_is_in_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthesis, "_STACK_BYTES", 0)
-    monkeypatch.setattr(synthesis, "_SMALLEST_PIECE", 100)
+    monkeypatch.setattr(synthesis, "_STACK_BYTES", 4 * 4 * 100)
     files = snapshots(tmp_path, 4, SHAPES, torch.float32)
     with Synthesis(files, coefficients(4)) as mixed:
         whole = mixed["matrix"].reshape(-1)
@@ -115,9 +116,9 @@ def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     read: list[int] = []
     original = synthesis._Worker._read
 
-    def counted(self, handle, part, first, target) -> None:
+    def counted(self, place, part, first, target) -> None:
         read.append(target.numel() * 4)
-        original(self, handle, part, first, target)
+        original(self, place, part, first, target)
 
     monkeypatch.setattr(synthesis._Worker, "_read", counted)
     with Synthesis(files, coefficients(3)) as mixed:
@@ -167,10 +168,78 @@ def test_a_missing_file_and_one_that_shrinks_are_named(tmp_path: Path) -> None:
 
 
 def test_when_it_is_closed_nothing_is_held_open(tmp_path: Path) -> None:
-    files = snapshots(tmp_path, 2, SHAPES, torch.float32)
-    mixed = Synthesis(files, (0.75, 0.25))
-    handles = [handle for worker in mixed._all for handle in worker._handles]
+    files = snapshots(tmp_path, 3, SHAPES, torch.float32)
+    mixed = Synthesis(files, (0.5, 0.25, 0.25))
+    handles = [handle.file for handle in mixed._handles._kept]
+    assert len(handles) == 3  # one for each, not one for each and thread
     mixed["matrix"]
+    assert not any(handle.closed for handle in handles)
     mixed.close()
     assert all(handle.closed for handle in handles)
     assert len(mixed) == 0
+
+
+@pytest.mark.parametrize("most_open", [0, 1, 3, 7, 128])
+@pytest.mark.parametrize("rows", [1, 3, 6, 32])
+@pytest.mark.parametrize("positioned", [True, False])
+def test_files_that_do_not_stay_open_and_more_than_lie_side_by_side(
+    most_open: int, rows: int, positioned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthesis, "_MOST_OPEN", most_open)
+    monkeypatch.setattr(synthesis, "_ROWS", rows)
+    monkeypatch.setattr(synthesis, "_STACK_BYTES", 4 * 1000)
+    if not positioned:  # as on Windows
+        monkeypatch.setattr(synthesis, "_PREADV", None)
+    files = snapshots(tmp_path, 7, {"matrix": (70, 90)}, torch.float32)
+    weights = coefficients(7)
+    with Synthesis(files, weights) as mixed:
+        assert len(mixed._handles._kept) == min(most_open, 7)
+        wanted = exact(files, weights, "matrix")
+        torch.testing.assert_close(mixed["matrix"].double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+MANY = """
+import resource, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from onetrainer_ema_select.synthesis import Synthesis
+
+def opened():
+    return len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
+
+moved = 1e-3 * torch.randn(600, 1000, generator=torch.Generator().manual_seed(1))
+weights = torch.randn(600, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+weights[-1] += 1 - weights.sum()
+files = [Path(sys.argv[1], f"{number}.safetensors") for number in range(600)]
+for file, row in zip(files, moved, strict=True):
+    save_file({"a": row + 1}, file)
+for limit in (256, 64):  # what macOS allows, and less than what is kept open otherwise
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    before = opened()
+    with Synthesis(files, weights.tolist()) as mixed:
+        found = mixed["a"].double()
+    torch.testing.assert_close(found, weights @ (moved + 1).double(), rtol=1e-6, atol=1e-6)
+    assert opened() == before
+print("as it should be")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the number of open files is limited in another way there")
+def test_more_files_than_the_system_allows_to_be_open(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", MANY, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "as it should be\n"), done.stderr
+
+
+def test_where_not_one_file_can_be_opened_the_limit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = snapshots(tmp_path, 2, {"a": (5,)}, torch.float32)
+
+    def full(path: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    monkeypatch.setattr(synthesis, "_Handle", full)
+    with Synthesis(files, (0.75, 0.25)) as mixed, pytest.raises(StoreError, match="as many files open as the") as told:
+        mixed["a"]
+    assert "ulimit -n 4096" in str(told.value)
+    assert "download" not in str(told.value)
+    assert str(files[0]) in str(told.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,32 @@ def test_a_length_out_of_reach_is_made_with_a_warning(
     assert "WARNING: The snapshots cannot give sigma_rel 0.01" in result.out
     assert "ask for that one or longer ones" in result.out
     assert orders
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_snapshots_whose_rounding_a_length_multiplies(
+    command: Command, workspace: Path, onetrainer: Path, orders: list[ExportOrder], dtype: torch.dtype
+) -> None:
+    said = "The snapshots are of 16 bits, and sigma_rel 0.02 multiplies their rounding by up to "
+    assert said not in run(command, workspace, onetrainer, sigma_rel="0.02").out  # of 32 bits
+    shutil.rmtree(workspace / SNAPSHOT_FOLDER)
+    rounded = {"unet.a": torch.ones(2, 3, dtype=dtype)}
+    for step in range(1, 21):
+        folder = workspace / SNAPSHOT_FOLDER / f"2026-08-19_11-00-{step:02d}-snapshot-{step}-1-0"
+        write_snapshot(folder, {0.05: rounded, 0.1: rounded}, step=step * 100)
+    for harmless in ("0.05", "0.08"):
+        result = run(command, workspace, onetrainer, sigma_rel=harmless)
+        assert result.code == 0
+        assert "WARNING" not in result.out
+    report = json.loads(run(command, workspace, onetrainer, "--json", sigma_rel="0.02").out)
+    warning = report["fit"]["warning"]
+    amplified = sum(source["coefficient"] ** 2 for source in report["sources"]) ** 0.5
+    assert amplified > 5
+    assert f"{said}{amplified:.1f}. Ask for" in warning
+    assert "Ask for a length nearer to 0.05, that of a track" in warning
+    assert "ema_dtype FLOAT_32" in warning
+    assert warning.startswith("The snapshots cannot give sigma_rel 0.02")  # both are said
+    assert f"WARNING: {warning}\n" in run(command, workspace, onetrainer, sigma_rel="0.02").out
 
 
 @pytest.mark.parametrize(
