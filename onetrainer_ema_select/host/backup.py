@@ -30,8 +30,6 @@ def write_backup(session: Session, request: SaveRequest, destination: Path) -> N
             goes on training. Nothing is left in ``workspace/backup`` then.
     """
     session.checksums.stop()
-    if session.post_hoc is not None and session.post_hoc.at_backups:
-        session.post_hoc.snapshot()
     session.space.before("backup", destination, count=1, dtype=None)
     try:
         staging = store.Staging(destination, workspace=session.workspace)
@@ -53,6 +51,8 @@ def write_backup(session: Session, request: SaveRequest, destination: Path) -> N
     session.last_backup, session.lost_backup = destination, ""
     session.space.after("backup", destination)
     session.checksums.start(destination)
+    if session.post_hoc is not None and session.post_hoc.at_backups:
+        session.post_hoc.snapshot(held=destination)
 
 
 def describe(session: Session, model: Any, folder: Path, *, milestones: tuple[str, ...] = ()) -> None:

@@ -201,8 +201,12 @@ class PostHoc:
 
     # -- what is written ---------------------------------------------------------------------------------
 
-    def snapshot(self) -> None:
-        """Write a snapshot of this moment, once. A failure is reported, and training goes on."""
+    def snapshot(self, *, held: Path | None = None) -> None:
+        """Write a snapshot of this moment, once. A failure is reported, and training goes on.
+
+        Args:
+            held: A backup of this very moment, whose files are linked where it has them.
+        """
         session = self._session
         progress = session.model.train_progress
         if progress.global_step == self._last_step or self.tracks.updates == 0:
@@ -212,12 +216,13 @@ class PostHoc:
         if place.exists():  # of a line that was at this step in the same second
             place = place.with_name(f"{name}-{self._stretch}")
         try:
-            session.space.before("snapshot", place, count=1, dtype=None)
+            if held is None:
+                session.space.before("snapshot", place, count=1, dtype=None)
             staging = store.Staging(place, workspace=session.workspace)
             try:
                 staging.path.mkdir()
                 with staging.writing():
-                    record = self._write(staging.path, "")
+                    record = self._write(staging.path, "", held=held)
                 write_manifest(self._manifest(record), staging.path)
                 staging.publish()
             finally:
@@ -254,7 +259,7 @@ class PostHoc:
             )
             return None
 
-    def _write(self, folder: Path, prefix: str) -> PostHocRecord:
+    def _write(self, folder: Path, prefix: str, *, held: Path | None = None) -> PostHocRecord:
         """Write the tracks, a file each; those of a snapshot of this step are linked."""
         session = self._session
         step = session.model.train_progress.global_step
@@ -264,6 +269,8 @@ class PostHoc:
             file = folder / f"{prefix}{name}"
             file.unlink(missing_ok=True)
             same = self._last / name if self._last is not None and self._last_step == step else None
+            if held is not None:
+                same = held / STATE_FOLDER / name
             if same is not None and same.is_file():
                 store.link_or_copy(same, file)
             else:

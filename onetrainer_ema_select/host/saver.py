@@ -112,8 +112,6 @@ class SetWriter:
         failure is kept for the end of the run, so that OneTrainer can finish its own.
         """
         session = self._session
-        if session.post_hoc is not None:
-            session.post_hoc.snapshot()
         if session.milestones.unsaved:
             # OneTrainer serves a save before the next batch, and there is none.
             with contextlib.suppress(Exception):  # reported by write(), and the milestone stays owed
@@ -146,6 +144,8 @@ class SetWriter:
                 session.lost.append(f"{name} ({reasons[weight_set]})")
             else:
                 session.lost.append(f"{name} at {paths[weight_set]} ({reasons[weight_set]}); it is in {place} instead")
+        if session.post_hoc is not None:
+            session.post_hoc.snapshot()  # last: on a disk that is nearly full, the sets come first
 
     def write(self, destination: Path) -> None:
         """Write a save during training. The files appear at their places while it goes on.
@@ -155,12 +155,12 @@ class SetWriter:
                 the other set is reported and does not hide that this one is there.
         """
         pending, post_hoc = self._session.milestones.pending, self._session.post_hoc
-        if pending and post_hoc is not None and post_hoc.at_backups:
-            post_hoc.snapshot()
         self._milestones = self._session.milestones.unsaved
         paths = self._paths(destination, self._session.sets_written(milestone=bool(self._milestones)))
         after = "It is owed." if self._session.ending else "Training goes on, and the next due save tries again."
         self._write_sets(paths, after=after)
+        if pending and post_hoc is not None and post_hoc.at_backups and not self._session.ending:
+            post_hoc.snapshot()  # after the sets, and before the pinned backup, which links its files
         self._pin(pending)
         primary = next(iter(paths))
         if primary in self._errors:
