@@ -68,7 +68,8 @@ class PostHoc:
         self._images_per_step = images_per_step(config)
         self._accumulation = int(config.gradient_accumulation_steps)
         self._last: Path | None = None
-        self._last_step = -1
+        # Step and updates: a run that ends between an update and the counting of its step is at neither of the two.
+        self._last_at = (-1, -1)
         self._said = False
         self._owed = False
         self._begin_step: int = session.model.train_progress.global_step
@@ -97,6 +98,8 @@ class PostHoc:
             initial=saved or None,
             time_of=self.time_of,
         )
+        # The backup that is resumed holds these tracks, and most often there is a snapshot of them too.
+        self._resumed_at = (self._begin_step, self.tracks.updates if saved else -1)
 
     # -- where they come from ----------------------------------------------------------------------------
 
@@ -209,7 +212,8 @@ class PostHoc:
         """
         session = self._session
         progress = session.model.train_progress
-        if progress.global_step == self._last_step or self.tracks.updates == 0:
+        at = (progress.global_step, self.tracks.updates)
+        if at in (self._last_at, self._resumed_at) or self.tracks.updates == 0:
             return  # it is there, or would hold nothing but the weights that the tracks began with
         name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-snapshot-{progress.filename_string()}"
         place = session.workspace / SNAPSHOT_FOLDER / name
@@ -234,7 +238,7 @@ class PostHoc:
                 error,
             )
             return
-        self._last, self._last_step = place, progress.global_step
+        self._last, self._last_at = place, at
 
     def keep(self, folder: Path) -> PostHocRecord | None:
         """Put the tracks into a backup that is being written, so that a resumed run goes on with them exactly.
@@ -263,12 +267,13 @@ class PostHoc:
         """Write the tracks, a file each; those of a snapshot of this step are linked."""
         session = self._session
         step = session.model.train_progress.global_step
+        at = (step, self.tracks.updates)
         records = []
         for sigma_rel, averages in self.tracks.sets().items():
             name = f"sigma_rel-{sigma_rel:g}.safetensors"
             file = folder / f"{prefix}{name}"
             file.unlink(missing_ok=True)
-            same = self._last / name if self._last is not None and self._last_step == step else None
+            same = self._last / name if self._last is not None and self._last_at == at else None
             if held is not None:
                 same = held / STATE_FOLDER / name
             if same is not None and same.is_file():

@@ -8,11 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from onetrainer_ema_select.errors import ResumeError
 from onetrainer_ema_select.host import post_hoc
-from onetrainer_ema_select.manifest import Manifest, ParameterRecord, PostHocRecord, PowerTrackRecord, StretchRecord
+from onetrainer_ema_select.manifest import (
+    LegRecord,
+    Manifest,
+    ParameterRecord,
+    PostHocRecord,
+    PowerTrackRecord,
+    StretchRecord,
+)
 from onetrainer_ema_select.schedule import parse_interval
 from onetrainer_ema_select.settings import EmaSelectSettings
 
@@ -112,3 +119,70 @@ def test_a_backup_that_has_no_room_for_them(session: Any, tmp_path: Path, monkey
         "The post-hoc tracks could not be kept in the backup new. A run that is resumed from it begins them anew. "
         "Check the disk space."
     ]
+
+
+@pytest.fixture
+def snapshots(session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the run's snapshots come to lie."""
+    session.run, session.workspace = "r", tmp_path / "workspace"
+    session.space = SimpleNamespace(before=lambda *_, **__: None)
+    session.config.model_type, session.config.training_method = "STABLE_DIFFUSION_15", "LORA"
+    session.plan.leg = LegRecord()
+    session.model.train_progress.filename_string = lambda: f"{session.model.train_progress.global_step}-1-0"
+    monkeypatch.setattr(post_hoc, "host_commit", lambda _: "")
+    return session.workspace / "ema_select" / "post_hoc" / "backup"
+
+
+def test_a_run_that_has_nothing_left_to_train_writes_no_snapshot_again(session: Any, snapshots: Path) -> None:
+    tracks = made(session)
+    tracks.snapshot()
+    assert not snapshots.exists()
+    session.model.train_progress.global_step = 11
+    tracks.tracks.step(42.0)
+    tracks.snapshot()
+    tracks.snapshot()
+    assert len(list(snapshots.iterdir())) == 1
+    assert session.said == []
+
+
+def test_a_backup_between_an_update_and_its_step_holds_the_tracks_of_its_time(session: Any, snapshots: Path) -> None:
+    """Ctrl-C while OneTrainer validates: it has not counted the step yet whose update is done."""
+    tracks = made(session)
+    tracks.tracks.step(42.0)
+    session.model.train_progress.global_step = 11
+    tracks.snapshot()
+    tracks.tracks.step(44.0)
+    folder = session.workspace / "stopped"
+    folder.mkdir()
+    record = tracks.keep(folder)
+    assert record is not None
+    assert (record.time, record.updates) == (44.0, 11)
+    kept = load_file(folder / record.tracks[0].file)["unet.a"]
+    assert torch.equal(kept, tracks.tracks.sets()[0.1]["unet.a"])
+    session.contents.manifest = session.contents.manifest.model_copy(update={"post_hoc": record})
+    session.backup = folder
+    again = made(session)
+    assert again.images_at(11) == 44.0  # and not 42, behind the tracks
+    assert session.said == []
+
+
+def test_a_snapshot_of_a_backup_links_its_files(session: Any, snapshots: Path) -> None:
+    tracks = made(session)
+    session.model.train_progress.global_step = 11
+    tracks.tracks.step(42.0)
+    backup = session.workspace / "backup" / "b"
+    backup.mkdir(parents=True)
+    record = tracks.keep(backup)
+    assert record is not None
+    tracks.snapshot(held=backup)
+    [snapshot] = snapshots.iterdir()
+    assert (snapshot / "sigma_rel-0.1.safetensors").samefile(backup / record.tracks[0].file)
+
+
+def test_a_resume_leaves_no_file_of_its_backup_mapped(session: Any) -> None:
+    """Windows deletes no mapped file, and OneTrainer deletes old backups while it trains."""
+    tracks = made(session)
+    assert tracks.tracks.sets()[0.1]["unet.a"].untyped_storage().nbytes() == 12  # and not the whole file
+    maps = Path("/proc/self/maps")
+    if maps.is_file():
+        assert str(session.backup / FILE) not in maps.read_text(encoding="utf-8")
