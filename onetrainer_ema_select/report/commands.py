@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from onetrainer_ema_select.report.text import WEIGHTS, Text
 
 #: Where the workspace has kept no configuration.
 CONFIG = "my-config.json"
+# What neither cmd.exe nor PowerShell takes for anything but a part of a word.
+_PLAIN_WORD = re.compile(r"[\w.:\\/=+-]+")
 _FLAGS = {"ema": "EMA", "non-ema": "NON_EMA"}
 
 
@@ -108,4 +110,16 @@ def _output(point: PlacePoint, data: RunData, weight_set: str) -> str:
 def line(words: Sequence[object], *, windows: bool = os.name == "nt") -> str:
     """A command in one line, quoted for the shell."""
     texts = [PACKAGE, *map(str, words)]
-    return subprocess.list2cmdline(texts) if windows else shlex.join(texts)
+    return " ".join(map(_windows_word, texts)) if windows else shlex.join(texts)
+
+
+def _windows_word(text: str) -> str:
+    """A word for cmd.exe and PowerShell: both end a bare word at signs such as `&`, `;` and `,`.
+
+    Inside the quotes, the rules of Microsoft's C runtime hold: backslashes count only before a quotation mark.
+    """
+    if _PLAIN_WORD.fullmatch(text):
+        return text
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    ending = len(escaped) - len(escaped.rstrip("\\"))
+    return f'"{escaped}' + "\\" * ending + '"'

@@ -144,3 +144,22 @@ def test_commands_of_a_point() -> None:
 def test_names_are_quoted_for_the_shell() -> None:
     assert line(["export", "a b$(x)'", "c"], windows=False) == "onetrainer-ema-select export 'a b$(x)'\"'\"'' c"
     assert line(["export", "C:\\a b", "c"], windows=True) == 'onetrainer-ema-select export "C:\\a b" c'
+
+
+@pytest.mark.parametrize(("word", "typed"), [
+    ("C:\\runs\\a-b_c.json", "C:\\runs\\a-b_c.json"),
+    ("ema_select.resume_weights=EMA", "ema_select.resume_weights=EMA"),
+    ("D:\\模型\\猫", "D:\\模型\\猫"),
+    ("C:\\cats&dogs", '"C:\\cats&dogs"'),
+    ("C:\\run(1)", '"C:\\run(1)"'),
+    ("a;b", '"a;b"'),
+    ("a^b,c", '"a^b,c"'),
+    ("100%", '"100%"'),
+    ("a$b", '"a$b"'),
+    ("C:\\a b\\", '"C:\\a b\\\\"'),
+    ('a "b" c', '"a \\"b\\" c"'),
+    ('a\\"b', '"a\\\\\\"b"'),
+    ("", '""'),
+])  # fmt: skip
+def test_signs_of_the_windows_shells_are_quoted(word: str, typed: str) -> None:
+    assert line([word], windows=True) == f"onetrainer-ema-select {typed}"
