@@ -93,9 +93,13 @@ def resume_hint(data: RunData) -> Text:
 
 
 def _resume(point: PlacePoint, data: RunData, **choices: str) -> list[object]:
-    config = data.config_file.absolute() if data.config_file else CONFIG
+    found = data.config_of(point)
+    config = found.absolute() if found else CONFIG
     values = {"continue_last_backup": "true", "ema_select.enabled": "true", "ema_select.resume_backup": point.name}
     values |= {f"ema_select.{key}": value for key, value in choices.items()}
+    if data.made:
+        # Without it, the same choices of an earlier page would go on with the newest backup.
+        values["ema_select.resume_leg"] = data.made
     words: list[object] = ["train", "--config-path", config]
     for key, value in values.items():
         words += ["--config-value", f"{key}={value}"]

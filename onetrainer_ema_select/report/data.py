@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,7 @@ class RunData:
         legs: The run's stretches, in their order.
         config_file: The newest configuration that OneTrainer has kept there.
         model: The kind of model and of training; empty where nothing says.
+        made: When this was read.
         unreadable: What could not be read at all, a sentence each in the words of its error.
     """
 
@@ -124,6 +126,11 @@ class RunData:
     config_file: Path | None = None
     model: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = field(default=())
+    made: str = ""
+
+    def config_of(self, point: PlacePoint) -> Path | None:
+        """The configuration of the start that made a point; the newest where the time of that is not known."""
+        return _config_file(self.workspace, point.time) if point.time else self.config_file
 
     @property
     def last_step(self) -> int:
@@ -180,6 +187,7 @@ def gather(workspace: Path) -> RunData:
         config_file=_config_file(workspace),
         model=(newest.model_type, newest.training_method) if newest else (),
         unreadable=tuple(unreadable),
+        made=time.strftime("%Y-%m-%d_%H-%M-%S"),
     )
 
 
@@ -205,11 +213,24 @@ def _points(
     ]
     there = {(point.run, point.step) for point in points if point.complete}
     points += [
-        PlacePoint("", SNAPSHOT, Path(one.name), one.step, None, (), True, sigma_rels=one.sigma_rels, time=_time(one.name), run=one.run)
+        PlacePoint(
+            "",
+            SNAPSHOT,
+            Path(one.name),
+            one.step,
+            None,
+            (),
+            True,
+            sigma_rels=one.sigma_rels,
+            time=_time(one.name),
+            run=one.run,
+        )
         for one in snapshots
         if (one.run, one.step) not in there
     ]
-    order = sorted(points, key=lambda point: (point.time, -1 if point.step is None else point.step, point.name), reverse=True)
+    order = sorted(
+        points, key=lambda point: (point.time, -1 if point.step is None else point.step, point.name), reverse=True
+    )
     return tuple(PlacePoint(**{**vars(point), "key": f"point-{index}"}) for index, point in enumerate(order))
 
 
@@ -268,9 +289,11 @@ def _legs(manifests: Iterable[Manifest], saves: tuple[SaveView, ...]) -> tuple[L
     return tuple(leg for _, leg in legs)
 
 
-def _config_file(workspace: Path) -> Path | None:
+def _config_file(workspace: Path, until: str = "") -> Path | None:
+    """The newest configuration, or the one of the start that a moment belongs to."""
+    # By the time at the end of the name: the prefix of the run's saves stands before it.
     try:
-        files = sorted((workspace / "config").glob("*.json"), reverse=True)
+        files = sorted((workspace / "config").glob("*.json"), key=lambda file: file.stem[-19:], reverse=True)
     except OSError:
         return None
-    return next((file for file in files if read_json(file)), None)
+    return next((file for file in files if (not until or file.stem[-19:] <= until) and read_json(file)), None)

@@ -56,7 +56,9 @@ def test_drift_has_values_and_warnings(tmp_path: Path) -> None:
     add_drift(tmp_path, [5, 10])
     path = tmp_path / "ema_select" / "drift.jsonl"
     with path.open("a", encoding="utf-8") as file:
-        file.write('{"run": "r", "leg": "", "step": 10, "warning": "swing"}\n{"run": "r", "leg": "", "step": 15, "distance": Infinity}\n')
+        file.write(
+            '{"run": "r", "leg": "", "step": 10, "warning": "swing"}\n{"run": "r", "leg": "", "step": 15, "distance": Infinity}\n'
+        )
     looks, warnings = read_drift(tmp_path)
     assert [one.step for one in looks] == [5, 10, 15]
     assert looks[0].values["half_life_steps/EMA"] == pytest.approx(1.4)
