@@ -135,9 +135,10 @@ def _by_loss(data: RunData, usable: Sequence[PlacePoint], seen: tuple[Text, ...]
         if _loss(best) == float("inf") > _loss(lowest):
             reasons.append(
                 Text(
-                    f"At step {best.step} neither the EMA's nor the non-EMA weights' validation loss is a finite number: "
-                    f"training has broken down since step {lowest.step}.",
-                    f"第 {best.step} 步时，EMA 和非 EMA 权重的验证损失都不是有限的数：自第 {lowest.step} 步以来训练已经崩溃。",
+                    f"At step {best.step} neither the EMA's nor the non-EMA weights' validation loss is a finite "
+                    f"number: training has broken down since step {lowest.step}.",
+                    f"第 {best.step} 步时，EMA 和非 EMA 权重的验证损失都不是有限的数："
+                    f"自第 {lowest.step} 步以来训练已经崩溃。",
                 )
             )
             best_point, best = lowest_point, lowest
@@ -189,6 +190,11 @@ def _loss(one: Validation) -> float:
 
 
 def _losses(one: Validation) -> Text:
+    if one.ema is None and one.non_ema is None:
+        return Text(
+            f"At step {one.step} neither the EMA's nor the non-EMA weights' validation loss is a finite number.",
+            f"第 {one.step} 步时，EMA 和非 EMA 权重的验证损失都不是有限的数。",
+        )
     if one.ema is None or one.non_ema is None:
         return Text(
             f"At step {one.step} the validation loss of the {{weights}} is no finite number.",
