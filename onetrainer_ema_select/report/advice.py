@@ -65,12 +65,18 @@ def advise(data: RunData, picture_difference: float | None) -> Advice:
             "两组权重相同，差别只在舍入误差之内。任选其一。更长的半衰期（ema_half_life）会使它们有所不同。",
         )
         return Advice(NO_DIFFERENCE, "clear", (reason, *seen), "", newest)
-    if data.validations:
+    if data.validations and (not usable or _is_of(usable, data)):
         return _by_loss(data, usable, seen)
     if picture_difference is not None and picture_difference < SAME_PICTURE:
         return Advice(NO_DIFFERENCE, "probable", (*seen, NOT_MEASURED), "", newest)
     headline = LOOK if picture_difference is not None else UNKNOWN
     return Advice(headline, "", (*seen, *_warnings(data), NOT_MEASURED), "", newest)
+
+
+def _is_of(usable: Sequence[PlacePoint], data: RunData) -> bool:
+    """Whether the newest point's run has validations."""
+    run = usable[0].run
+    return data.validations[-1].run == run or any(point.validation for point in usable if point.run == run)
 
 
 NO_DIFFERENCE = Text("There is no difference to see between the two sets.", "两组权重之间看不出差别。")
@@ -115,13 +121,28 @@ def _same_weights(data: RunData) -> bool:
 
 
 def _by_loss(data: RunData, usable: Sequence[PlacePoint], seen: tuple[Text, ...]) -> Advice:
-    judged = [(point, one) for point in usable if (one := _validation_of(point, data.validations)) is not None]
+    own = [point for point in usable if point.run == usable[0].run]
+    judged = [
+        (point, one)
+        for point in own
+        if (one := _validation_of(point, data.validations)) is not None and _holds(point, one.better)
+    ]
     newest = data.validations[-1]
-    best_point, best = (judged[0][0], judged[0][1]) if judged else (usable[0] if usable else None, newest)
+    best_point, best = (judged[0][0], judged[0][1]) if judged else (None, newest)
     reasons = []
     if judged:
         lowest_point, lowest = min(judged, key=lambda pair: _loss(pair[1]))
-        if _loss(best) > _loss(lowest) * (1 + WORSE) + (lowest.error or 0.0):
+        if _loss(best) == float("inf") > _loss(lowest):
+            reasons.append(
+                Text(
+                    f"At step {best.step} neither the EMA's nor the non-EMA weights' validation loss is a finite "
+                    f"number: training has broken down since step {lowest.step}.",
+                    f"第 {best.step} 步时，EMA 和非 EMA 权重的验证损失都不是有限的数："
+                    f"自第 {lowest.step} 步以来训练已经崩溃。",
+                )
+            )
+            best_point, best = lowest_point, lowest
+        elif _loss(best) > _loss(lowest) * (1 + WORSE) + (lowest.error or 0.0):
             reasons.append(
                 Text(
                     f"Since step {lowest.step} the loss has risen, from {number(_loss(lowest))} to "
@@ -149,16 +170,18 @@ def _where(point: PlacePoint | None) -> Text:
 
 
 def _validation_of(point: PlacePoint, validations: Sequence[Validation]) -> Validation | None:
-    """The last one up to a point, if it is not further away than the one after it."""
+    """The last one of a point's own leg up to it."""
     if point.step is None:
         return None
-    before = [one for one in validations if one.step <= point.step]
-    after = [one for one in validations if one.step > point.step]
-    if not before:
-        return None
-    if after and after[0].step - point.step < point.step - before[-1].step:
-        return after[0]
-    return before[-1]
+    if point.validation is not None:
+        return point.validation
+    leg = (point.run, point.leg_id)
+    before = [one for one in validations if one.step <= point.step and (one.run, one.leg) == leg]
+    return before[-1] if before else None
+
+
+def _holds(point: PlacePoint, better: str) -> bool:
+    return set(point.sets) >= ({better} if better else {"ema", "non-ema"})
 
 
 def _loss(one: Validation) -> float:
@@ -167,6 +190,11 @@ def _loss(one: Validation) -> float:
 
 
 def _losses(one: Validation) -> Text:
+    if one.ema is None and one.non_ema is None:
+        return Text(
+            f"At step {one.step} neither the EMA's nor the non-EMA weights' validation loss is a finite number.",
+            f"第 {one.step} 步时，EMA 和非 EMA 权重的验证损失都不是有限的数。",
+        )
     if one.ema is None or one.non_ema is None:
         return Text(
             f"At step {one.step} the validation loss of the {{weights}} is no finite number.",
@@ -188,7 +216,8 @@ def _losses(one: Validation) -> Text:
 
 def _agreement(one: Validation, validations: Sequence[Validation]) -> list[Text]:
     """In how many of the last validations the same set was better."""
-    recent = [each for each in validations if each.step <= one.step][-_RECENT:]
+    line = [each for each in validations if (each.run, each.leg) == (one.run, one.leg)]
+    recent = [each for each in line if each.step <= one.step][-_RECENT:]
     if not one.better or len(recent) < 3:
         return []
     agree = sum(each.better == one.better for each in recent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onetrainer_ema_select.report.sources import Curves, Drift, Snapshot, Validation
 from onetrainer_ema_select.report.text import EMA, NON_EMA, Text, same
@@ -15,6 +15,8 @@ Point = tuple[float, float]
 _CONCEPTS = 8
 # More points than pixels only make the page larger.
 _POINTS = 600
+# Nothing that is measured is as large; matplotlib cannot lay out an axis up to the largest numbers there are.
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,16 @@ def all_charts(
         length_chart(drift),
         snapshot_chart(snapshots),
     ]
-    return tuple(chart for chart in charts if chart is not None)
+    return tuple(drawable for chart in charts if chart is not None and (drawable := _drawable(chart)).series)
+
+
+def _drawable(chart: Chart) -> Chart:
+    """A chart without the numbers that no axis can reach."""
+    lines = [
+        replace(line, points=tuple(point for point in line.points if abs(point[1]) <= _LARGEST))
+        for line in chart.series
+    ]
+    return replace(chart, series=tuple(line for line in lines if line.points))
 
 
 def validation_charts(validations: tuple[Validation, ...], curves: Curves) -> list[Chart]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from onetrainer_ema_select.report.text import WEIGHTS, Text
 
 #: Where the workspace has kept no configuration.
 CONFIG = "my-config.json"
+# What neither cmd.exe nor PowerShell takes for anything but a part of a word.
+_PLAIN_WORD = re.compile(r"[\w.:\\/=+-]+")
 _FLAGS = {"ema": "EMA", "non-ema": "NON_EMA"}
 
 
@@ -83,17 +85,23 @@ def page_command(data: RunData) -> Command:
 def resume_hint(data: RunData) -> Text:
     """What else has to be as it should for a command that trains on."""
     more = Text(
-        "Raise epochs in the configuration if the run has reached its end.", "如果训练已到终点，请在配置中加大 epochs。"
+        "Raise epochs in the configuration if the run has reached its end. The same line typed again, as after a crash, "
+        "goes on from where it was; make the page anew to begin from the point once more.",
+        "如果训练已到终点，请在配置中加大 epochs。再次输入同一行（例如崩溃之后）会从中断处继续；想再次从该点开始，请重新生成本页。",
     )
-    if data.config_file is not None:
+    if data.config_file and all(data.config_of(point) for point in data.points if point.kind != SNAPSHOT):
         return more
     return Text(f"Put your own configuration in the place of {CONFIG}. ", f"请把 {CONFIG} 换成您自己的配置。") + more
 
 
 def _resume(point: PlacePoint, data: RunData, **choices: str) -> list[object]:
-    config = data.config_file.absolute() if data.config_file else CONFIG
+    found = data.config_of(point)
+    config = found.absolute() if found else CONFIG
     values = {"continue_last_backup": "true", "ema_select.enabled": "true", "ema_select.resume_backup": point.name}
     values |= {f"ema_select.{key}": value for key, value in choices.items()}
+    if data.made:
+        # Without it, the same choices of an earlier page would go on with the newest backup.
+        values["ema_select.resume_leg"] = data.made
     words: list[object] = ["train", "--config-path", config]
     for key, value in values.items():
         words += ["--config-value", f"{key}={value}"]
@@ -108,4 +116,16 @@ def _output(point: PlacePoint, data: RunData, weight_set: str) -> str:
 def line(words: Sequence[object], *, windows: bool = os.name == "nt") -> str:
     """A command in one line, quoted for the shell."""
     texts = [PACKAGE, *map(str, words)]
-    return subprocess.list2cmdline(texts) if windows else shlex.join(texts)
+    return " ".join(map(_windows_word, texts)) if windows else shlex.join(texts)
+
+
+def _windows_word(text: str) -> str:
+    """A word for cmd.exe and PowerShell: both end a bare word at signs such as `&`, `;` and `,`.
+
+    Inside the quotes, the rules of Microsoft's C runtime hold: backslashes count only before a quotation mark.
+    """
+    if _PLAIN_WORD.fullmatch(text):
+        return text
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    ending = len(escaped) - len(escaped.rstrip("\\"))
+    return f'"{escaped}' + "\\" * ending + '"'

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from onetrainer_ema_select.report.sources import (
     read_json,
     read_snapshots,
     read_validations,
+    validation_of,
 )
 from onetrainer_ema_select.run_config import read_config
 from onetrainer_ema_select.workspace import (
@@ -52,6 +55,10 @@ class PlacePoint:
         half_life: Of its average, in steps; None where it cannot be told.
         sigma_rels: Post-hoc tracks that there are of just this step.
         folder_format: Whether the run writes models as folders.
+        run: The run that it is of; empty where nothing says.
+        leg_id: What tells its leg from others.
+        time: When it was made, as its name says.
+        validation: The last one of its leg before it, as it says itself.
     """
 
     key: str
@@ -68,6 +75,10 @@ class PlacePoint:
     half_life: float | None = None
     sigma_rels: tuple[float, ...] = ()
     folder_format: bool = False
+    run: str = ""
+    leg_id: str = ""
+    time: str = ""
+    validation: Validation | None = None
 
     @property
     def name(self) -> str:
@@ -98,6 +109,7 @@ class RunData:
         legs: The run's stretches, in their order.
         config_file: The newest configuration that OneTrainer has kept there.
         model: The kind of model and of training; empty where nothing says.
+        made: When this was read.
         unreadable: What could not be read at all, a sentence each in the words of its error.
     """
 
@@ -114,6 +126,11 @@ class RunData:
     config_file: Path | None = None
     model: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = field(default=())
+    made: str = ""
+
+    def config_of(self, point: PlacePoint) -> Path | None:
+        """The configuration of the start that made a point; the newest where the time of that is not known."""
+        return _config_file(self.workspace, point.time) if point.time else self.config_file
 
     @property
     def last_step(self) -> int:
@@ -158,7 +175,7 @@ def gather(workspace: Path) -> RunData:
     newest = next(iter(manifests.values()), None)
     return RunData(
         workspace=workspace,
-        points=_points(view, snapshots),
+        points=_points(view, snapshots, manifests),
         saves=view.saves,
         legs=_legs(manifests.values(), view.saves),
         prompts=find_samples(workspace),
@@ -170,6 +187,7 @@ def gather(workspace: Path) -> RunData:
         config_file=_config_file(workspace),
         model=(newest.model_type, newest.training_method) if newest else (),
         unreadable=tuple(unreadable),
+        made=time.strftime("%Y-%m-%d_%H-%M-%S"),
     )
 
 
@@ -183,25 +201,53 @@ def _manifest(folder: Path, unreadable: list[str]) -> Manifest | None:
     return None
 
 
-def _points(view: WorkspaceView, snapshots: tuple[Snapshot, ...]) -> tuple[PlacePoint, ...]:
-    kept = {one.step: one.sigma_rels for one in snapshots}
+def _points(
+    view: WorkspaceView, snapshots: tuple[Snapshot, ...], manifests: Mapping[Path, Manifest]
+) -> tuple[PlacePoint, ...]:
+    kept = {(one.run, one.step): one.sigma_rels for one in snapshots}
     points = [
-        _point(backup, kind, kept)
+        _point(backup, kind, kept, manifests.get(backup.path))
         for kind, backups in ((BACKUP, view.backups), (MILESTONE, view.milestones))
         for backup in backups
         if backup.reason != STRAY
     ]
-    there = {point.step for point in points if point.complete}
+    there = {(point.run, point.step) for point in points if point.complete}
     points += [
-        PlacePoint("", SNAPSHOT, Path(one.name), one.step, None, (), True, sigma_rels=one.sigma_rels)
+        PlacePoint(
+            "",
+            SNAPSHOT,
+            Path(one.name),
+            one.step,
+            None,
+            (),
+            True,
+            sigma_rels=one.sigma_rels,
+            time=_time(one.name),
+            run=one.run,
+        )
         for one in snapshots
-        if one.step not in there
+        if (one.run, one.step) not in there
     ]
-    order = sorted(points, key=lambda point: (-1 if point.step is None else point.step, point.name), reverse=True)
+    order = sorted(
+        points, key=lambda point: (point.time, -1 if point.step is None else point.step, point.name), reverse=True
+    )
     return tuple(PlacePoint(**{**vars(point), "key": f"point-{index}"}) for index, point in enumerate(order))
 
 
-def _point(backup: BackupView, kind: str, kept: dict[int, tuple[float, ...]]) -> PlacePoint:
+def _time(name: str, created: str = "") -> str:
+    """When a folder was made: by its name, else by its manifest."""
+    found = re.match(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", name)
+    return found[0] if found else created[:19].replace("T", "_").replace(":", "-")
+
+
+def _point(
+    backup: BackupView, kind: str, kept: dict[tuple[str, int], tuple[float, ...]], manifest: Manifest | None
+) -> PlacePoint:
+    run = manifest.run if manifest else ""
+    leg = manifest.leg.id if manifest else ""
+    told = {**backup.validation, "run": run, "leg": leg} if backup.validation else None
+    if told:
+        told["better"] = {"ema": "EMA", "non-ema": "NON_EMA"}.get(str(told["better"]), "")
     config = read_config(backup.path) or {}
     return PlacePoint(
         key="",
@@ -216,8 +262,12 @@ def _point(backup: BackupView, kind: str, kept: dict[int, tuple[float, ...]]) ->
         leg=backup.leg,
         size_bytes=backup.size_bytes,
         half_life=backup.half_life.steps if backup.half_life else None,
-        sigma_rels=kept.get(backup.step, ()) if backup.complete and backup.step is not None else (),
+        sigma_rels=kept.get((run, backup.step), ()) if backup.complete and backup.step is not None else (),
         folder_format=config.get("output_model_format") == "DIFFUSERS",
+        run=run,
+        leg_id=leg,
+        time=_time(backup.name, manifest.created if manifest else ""),
+        validation=validation_of(told) if told else None,
     )
 
 
@@ -239,9 +289,11 @@ def _legs(manifests: Iterable[Manifest], saves: tuple[SaveView, ...]) -> tuple[L
     return tuple(leg for _, leg in legs)
 
 
-def _config_file(workspace: Path) -> Path | None:
+def _config_file(workspace: Path, until: str = "") -> Path | None:
+    """The newest configuration, or the one of the start that a moment belongs to."""
+    # By the time at the end of the name: the prefix of the run's saves stands before it.
     try:
-        files = sorted((workspace / "config").glob("*.json"), reverse=True)
+        files = sorted((workspace / "config").glob("*.json"), key=lambda file: file.stem[-19:], reverse=True)
     except OSError:
         return None
-    return next((file for file in files if read_json(file)), None)
+    return next((file for file in files if (not until or file.stem[-19:] <= until) and read_json(file)), None)

@@ -68,7 +68,7 @@ def make_report(
     """
     check_needed()
     from onetrainer_ema_select.report.curves import draw
-    from onetrainer_ema_select.report.missing import missing
+    from onetrainer_ema_select.report.missing import missing, not_drawn
     from onetrainer_ema_select.report.page import render
     from onetrainer_ema_select.report.views import Parts, moment_difference
 
@@ -80,10 +80,13 @@ def make_report(
     prompts, left_out = thinned(data.prompts)
     copies = _copies(prompts, progress)
     charts = all_charts(data.validations, data.curves, data.drift, data.snapshots)
-    drawn = []
+    drawn, undrawn = [], {}
     for index, chart in enumerate(charts):
         progress("drawing curves", index, len(charts))
-        drawn.append((chart, draw(chart)))
+        try:
+            drawn.append((chart, draw(chart)))
+        except Exception as error:  # noqa: BLE001 - one curve must not cost the page
+            undrawn[chart.key] = not_drawn(chart.title, error)
     latest = [
         found
         for prompt in prompts
@@ -92,7 +95,8 @@ def make_report(
     ]
     advice = advise(data, sum(latest) / len(latest) if latest else None)
     progress("writing the page", 0, 0)
-    html = render(Parts(data, prompts, copies, left_out, tuple(drawn), advice, language), folder=path.parent)
+    parts = Parts(data, prompts, copies, left_out, tuple(drawn), advice, language, undrawn)
+    html = render(parts, folder=path.parent)
     try:
         # half a character of a file's name must not keep the page from being written
         write_text(path, html.encode("utf-8", "replace").decode())
@@ -100,14 +104,13 @@ def make_report(
         raise ReportError(
             f"The page cannot be written to {path}: {error}. Name another place with --output.", path=path
         ) from error
-    broken = sum(copy is None for copy in copies.values())
-    lacks = missing(data, broken_pictures=broken, charts=frozenset(chart.key for chart in charts))
+    lacks = missing(parts)
     return Made(
         path=path,
         size_bytes=path.stat().st_size,
         samples=sum(len(moment.samples) for prompt in prompts for moment in prompt.moments),
         left_out=left_out,
-        charts=tuple(chart.key for chart in charts),
+        charts=tuple(chart.key for chart, _ in drawn),
         headline=advice.headline.en,
         sure=advice.sure,
         missing=tuple(text.en for text in lacks),

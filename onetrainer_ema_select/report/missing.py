@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from onetrainer_ema_select.report.data import RunData
 from onetrainer_ema_select.report.text import Text, same
+from onetrainer_ema_select.report.views import Parts
 
 
-def missing(data: RunData, *, broken_pictures: int, charts: frozenset[str]) -> tuple[Text, ...]:
-    """A sentence for each thing.
+def not_drawn(title: Text, error: Exception) -> Text:
+    """What is said of a curve that could not be drawn."""
+    return Text(
+        "The curve “{title}” could not be drawn, though there are numbers for it ({error}). Please report this.",
+        "曲线“{title}”有数据，但无法画出（{error}）。请报告此问题。",
+    ).format(title=title, error=f"{type(error).__name__}: {error}")
 
-    Args:
-        data: The run.
-        broken_pictures: Samples that cannot be read.
-        charts: Which charts the page has.
-    """
-    found = [same(text) for text in data.unreadable]
+
+def missing(parts: Parts) -> tuple[Text, ...]:
+    """A sentence for each thing."""
+    data = parts.data
+    broken_pictures = sum(copy is None for copy in parts.copies.values())
+    charts = {chart.key for chart, _ in parts.charts} | set(parts.undrawn)
+    found = [same(text) for text in data.unreadable] + list(parts.undrawn.values())
     samples = [one for prompt in data.prompts for moment in prompt.moments for one in moment.samples]
     sets = {one.set for one in samples}
     if samples and len(sets - {""}) < 2:

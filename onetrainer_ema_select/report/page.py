@@ -57,7 +57,6 @@ def render(parts: Parts, *, folder: Path) -> str:
     order = {path: index for index, path in enumerate(path for path, copy in parts.copies.items() if copy is not None)}
     points = [point_view(point, data) for point in data.points]
     run_name = data.workspace.absolute().name or str(data.workspace.absolute())
-    broken = sum(copy is None for copy in parts.copies.values())
     return environment.get_template("page").render(
         language=language,
         choose_language=not parts.language,
@@ -84,7 +83,7 @@ def render(parts: Parts, *, folder: Path) -> str:
         points=points,
         resume_hint=resume_hint(data),
         saves=[save_view(save) for save in data.saves],
-        missing=missing(data, broken_pictures=broken, charts=frozenset(chart.key for chart, _ in parts.charts)),
+        missing=missing(parts),
         made=made(),
         page_command=page_command(data).line,
         data=_json(script_data(parts, folder, order)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onetrainer_ema_select.report.sources import read_json
+from onetrainer_ema_select.report.sources import line_of, read_json
 
 SAMPLES_FOLDER = "samples"
 #: What OneTrainer adds to a prompt's folder for the samples without the EMA.
@@ -115,14 +115,16 @@ def find_samples(workspace: Path) -> tuple[Prompt, ...]:
 
 def _prompt(name: str, samples: list[Sample], full: dict[tuple[int, str], str]) -> Prompt:
     match = _FOLDER.fullmatch(name)
-    in_order = sorted(samples, key=lambda sample: (sample.time, sample.path.name))
+    in_order = sorted(samples, key=lambda sample: (sample.time, sample.step, sample.path.name))
     if not match:
         # Asked for by hand: each may be of another prompt.
         alone = [Moment(one.step, one.epoch, *(one if one.set == own else None for own in OWN)) for one in in_order]
         return Prompt(None, name, tuple(sorted(alone, key=lambda moment: moment.step)))
     by_step: dict[int, dict[str, Sample]] = {}
-    for one in in_order:
-        by_step.setdefault(one.step, {})[one.set] = one
+    for own in OWN:
+        of_set = line_of((one.step, one) for one in in_order if one.set == own)
+        for one in of_set:
+            by_step.setdefault(one.step, {})[one.set] = one
     moments = []
     for step, sets in sorted(by_step.items()):
         any_of = next(iter(sets.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,8 @@ EMA_CURVES = "EMA"
 TRAINING_TAGS = ("loss/train_step", "smooth_loss/train_step", "ema_decay")
 VALIDATION_TAG = "loss/validation_step/"
 
+# As the run itself warns: the share of what the average began with.
+_START_LEFT = 0.5
 _MAX_BYTES = 256 * 1024 * 1024
 
 T = TypeVar("T")
@@ -41,6 +43,8 @@ class Validation:
         better: ``ema``, ``non-ema``, or empty where neither is.
         sure: ``clear``, ``probable`` or empty.
         concepts: Of each concept its label and both losses.
+        run: The run that it is of.
+        leg: The stretch of it.
     """
 
     step: int
@@ -52,6 +56,8 @@ class Validation:
     better: str
     sure: str
     concepts: tuple[tuple[str, float | None, float | None], ...]
+    run: str = ""
+    leg: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class Snapshot:
     name: str
     step: int
     sigma_rels: tuple[float, ...]
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,11 +89,13 @@ class Curves:
 
 def read_validations(workspace: Path) -> tuple[Validation, ...]:
     """The validations that led to the newest one."""
-    found = (_validation(line) for line in _lines(workspace / VALIDATION_FILE))
-    return line_of((one.step, one) for one in found if one is not None)
+    found = (validation_of(line) for line in _lines(workspace / VALIDATION_FILE))
+    every = [one for one in found if one is not None]
+    return line_of((one.step, one) for one in every if one.run == every[-1].run)
 
 
-def _validation(line: dict[str, Any]) -> Validation | None:
+def validation_of(line: Mapping[str, Any]) -> Validation | None:
+    """A validation as it is written in a line of the list."""
     step = _whole(line.get("step"))
     if step is None:
         return None
@@ -107,22 +116,32 @@ def _validation(line: dict[str, Any]) -> Validation | None:
         concepts=tuple(
             (str(one.get("label", "")), _number(one.get("ema")), _number(one.get("non_ema"))) for one in parts
         ),
+        run=str(line.get("run", "")),
+        leg=str(line.get("leg", "")),
     )
 
 
 def read_drift(workspace: Path) -> tuple[tuple[Drift, ...], frozenset[str]]:
     """The looks that led to the newest one, and the kinds of warnings: ``same``, ``start``, ``swing``."""
-    looks, warnings = [], set()
+    looks: list[tuple[str, str, Drift]] = []
+    warnings: set[tuple[str, str, str]] = set()
     for line in _lines(workspace / DRIFT_FILE):
         step = _whole(line.get("step"))
         if step is None:
             continue
+        run, leg = str(line.get("run", "")), str(line.get("leg", ""))
         if isinstance(line.get("warning"), str):
-            warnings.add(str(line["warning"]))
+            warnings.add((run, leg, str(line["warning"])))
             continue
         values = {str(key): _number(value) for key, value in line.items() if key not in ("step", "run", "leg")}
-        looks.append((step, Drift(step, {key: value for key, value in values.items() if value is not None})))
-    return line_of(looks), frozenset(warnings)
+        looks.append((run, leg, Drift(step, {key: value for key, value in values.items() if value is not None})))
+    if not looks:
+        return (), frozenset()
+    run, leg, last = looks[-1]
+    said = {kind for *of, kind in warnings if of == [run, leg]}
+    if last.values.get("start_share", 1.0) < _START_LEFT:
+        said.discard("start")
+    return line_of((one.step, one) for of, _, one in looks if of == run), frozenset(said)
 
 
 def read_snapshots(workspace: Path) -> tuple[Snapshot, ...]:
@@ -139,7 +158,7 @@ def read_snapshots(workspace: Path) -> tuple[Snapshot, ...]:
         lengths = [_number(one.get("sigma_rel")) for one in tracks if isinstance(one, dict)]
         kept = tuple(sorted(one for one in lengths if one is not None))
         if kept:
-            found.append((step, Snapshot(place.name, step, kept)))
+            found.append((step, Snapshot(place.name, step, kept, str(manifest.get("run", "")))))
     return tuple(one for _, one in sorted(found, key=lambda pair: pair[0]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Parts:
         charts: The curves, each with its drawing.
         advice: What to do.
         language: ``en``, ``zh``, or empty to have the reader's browser choose.
+        undrawn: Of each curve that could not be drawn a sentence, by its key.
     """
 
     data: RunData
@@ -47,6 +48,7 @@ class Parts:
     charts: tuple[tuple[Chart, Drawn], ...]
     advice: Advice
     language: str = ""
+    undrawn: Mapping[str, Text] = field(default_factory=dict)
 
 
 def subtitle(data: RunData) -> Text:

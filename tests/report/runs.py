@@ -172,7 +172,7 @@ def add_snapshots(workspace: Path, steps: Sequence[int], *, sigma_rels: Sequence
         folder = workspace / "ema_select" / "post_hoc" / "backup" / f"{time_of(step)}-snapshot-{step}"
         folder.mkdir(parents=True, exist_ok=True)
         tracks = [{"sigma_rel": length, "file": f"{length}.safetensors", "begun_at": 0} for length in sigma_rels]
-        content = {"kind": "snapshot", "step": step, "epoch": step // 100, "post_hoc": {"tracks": tracks}}
+        content = {"kind": "snapshot", "run": "r", "step": step, "epoch": step // 100, "post_hoc": {"tracks": tracks}}
         (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
 
 

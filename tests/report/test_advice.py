@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from onetrainer_ema_select.report.advice import advise
 from onetrainer_ema_select.report.commands import commands, line
-from onetrainer_ema_select.report.data import PlacePoint, RunData
+from onetrainer_ema_select.report.data import PlacePoint, RunData, gather
 from onetrainer_ema_select.report.sources import Curves, Drift, Snapshot, Validation
 
 BOTH = ("non-ema", "ema")
@@ -144,3 +145,60 @@ def test_commands_of_a_point() -> None:
 def test_names_are_quoted_for_the_shell() -> None:
     assert line(["export", "a b$(x)'", "c"], windows=False) == "onetrainer-ema-select export 'a b$(x)'\"'\"'' c"
     assert line(["export", "C:\\a b", "c"], windows=True) == 'onetrainer-ema-select export "C:\\a b" c'
+
+
+@pytest.mark.parametrize(("word", "typed"), [
+    ("C:\\runs\\a-b_c.json", "C:\\runs\\a-b_c.json"),
+    ("ema_select.resume_weights=EMA", "ema_select.resume_weights=EMA"),
+    ("D:\\模型\\猫", "D:\\模型\\猫"),
+    ("C:\\cats&dogs", '"C:\\cats&dogs"'),
+    ("C:\\run(1)", '"C:\\run(1)"'),
+    ("a;b", '"a;b"'),
+    ("a^b,c", '"a^b,c"'),
+    ("100%", '"100%"'),
+    ("a$b", '"a$b"'),
+    ("C:\\a b\\", '"C:\\a b\\\\"'),
+    ('a "b" c', '"a \\"b\\" c"'),
+    ('a\\"b', '"a\\\\\\"b"'),
+    ("", '""'),
+])  # fmt: skip
+def test_signs_of_the_windows_shells_are_quoted(word: str, typed: str) -> None:
+    assert line([word], windows=True) == f"onetrainer-ema-select {typed}"
+
+
+def test_a_command_to_train_on_begins_a_leg_of_its_own() -> None:
+    data = run(point(100), made="2026-03-02_12-00-00")
+    assert "--config-value ema_select.resume_leg=2026-03-02_12-00-00" in commands(data.points[0], data)[2].line
+
+
+def test_the_configuration_is_the_one_of_the_start_that_made_the_point(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    for name in ("z-2026-03-01_11-00-00", "a-2026-03-01_13-00-00"):
+        (tmp_path / "config" / f"{name}.json").write_text('{"ema": "CPU"}', encoding="utf-8")
+    assert gather(tmp_path).config_file == tmp_path / "config" / "a-2026-03-01_13-00-00.json"
+    old = point(100, time="2026-03-01_12-00-00")
+    assert gather(tmp_path).config_of(old) == tmp_path / "config" / "z-2026-03-01_11-00-00.json"
+
+
+def test_losses_of_another_run_say_nothing() -> None:
+    other = replace(judged(100, 0.1, 0.4), run="second")
+    data = run(point(500, run="first"), validations=(other,))
+    assert advise(data, None).headline.en == "Nothing here says which set is better."
+    own = replace(judged(500, 0.4, 0.3), run="first")
+    data = run(point(500, run="first", validation=own), validations=(other,))
+    assert advise(data, None).set == "non-ema"
+
+
+def test_a_point_that_does_not_hold_the_set_is_not_recommended() -> None:
+    losses = (judged(100, 0.3, 0.4), judged(200, 0.3, 0.4))
+    data = run(point(100), point(200, sets=("non-ema",)), validations=losses)
+    assert advise(data, None).headline.en == "Take the EMA weights of step 100."
+
+
+def test_training_that_has_broken_down_is_not_called_overfitting() -> None:
+    data = run(point(100), point(200), validations=(judged(100, 0.3, 0.4), judged(200, None, None)))
+    advice = advise(data, None)
+    said = " ".join(reason.en for reason in advice.reasons)
+    assert "At step 200 neither the EMA's nor the non-EMA weights' validation loss is a finite number" in said
+    assert "inf" not in said.replace("finite", "")
+    assert advice.point == data.points[1]

@@ -80,3 +80,11 @@ def test_custom_samples_come_last_and_videos_are_samples(tmp_path: Path) -> None
     video, picture = (sample for moment in last.moments for sample in moment.samples)
     assert not video.is_picture
     assert picture.is_picture
+
+
+def test_samples_of_a_run_before_this_one_are_not_its_later_ones(tmp_path: Path) -> None:
+    add_samples(tmp_path, ["a"], steps=[0, 100, 200])
+    for folder in (tmp_path / "samples").iterdir():
+        (folder / "2027-01-01_00-00-00-training-sample-50-1-0.png").write_bytes(b"no picture")
+    (found,) = find_samples(tmp_path)
+    assert [moment.step for moment in found.moments] == [0, 50]

@@ -56,7 +56,10 @@ def test_drift_has_values_and_warnings(tmp_path: Path) -> None:
     add_drift(tmp_path, [5, 10])
     path = tmp_path / "ema_select" / "drift.jsonl"
     with path.open("a", encoding="utf-8") as file:
-        file.write('{"step": 10, "warning": "swing", "text": "…"}\n{"step": 15, "distance": Infinity}\n')
+        file.write(
+            '{"run": "r", "leg": "", "step": 10, "warning": "swing"}\n'
+            '{"run": "r", "leg": "", "step": 15, "distance": Infinity}\n'
+        )
     looks, warnings = read_drift(tmp_path)
     assert [one.step for one in looks] == [5, 10, 15]
     assert looks[0].values["half_life_steps/EMA"] == pytest.approx(1.4)
@@ -99,3 +102,20 @@ def test_nothing_is_nothing(tmp_path: Path) -> None:
     assert read_drift(tmp_path) == ((), frozenset())
     assert read_snapshots(tmp_path) == ()
     assert read_curves(tmp_path).training == {}
+
+
+def test_warnings_are_those_of_the_last_look_and_its_leg(tmp_path: Path) -> None:
+    path = tmp_path / "ema_select" / "drift.jsonl"
+    now = {"run": "b", "leg": "2"}
+    write_lines(
+        path,
+        {"run": "a", "leg": "", "step": 900, "distance": 0.5},
+        {"run": "a", "leg": "", "step": 900, "warning": "swing"},
+        {"run": "b", "leg": "", "step": 5, "warning": "same"},
+        {**now, "step": 1000, "distance": 0.1, "start_share": 0.7},
+        {**now, "step": 1000, "warning": "start"},
+    )
+    looks, warnings = read_drift(tmp_path)
+    assert ([one.step for one in looks], warnings) == ([1000], {"start"})
+    write_lines(path, {**now, "step": 1000, "warning": "start"}, {**now, "step": 1100, "start_share": 0.4})
+    assert read_drift(tmp_path)[1] == frozenset()
