@@ -131,7 +131,9 @@ def _by_loss(data: RunData, usable: Sequence[PlacePoint], seen: tuple[Text, ...]
     best_point, best = (judged[0][0], judged[0][1]) if judged else (None, newest)
     reasons = []
     if judged:
-        lowest_point, lowest = min(judged, key=lambda pair: _loss(pair[1]))
+        lowest_point, lowest = min(
+            (pair for pair in judged if pair[1].step <= best.step), key=lambda pair: _loss(pair[1])
+        )
         if _loss(best) == float("inf") > _loss(lowest):
             reasons.append(
                 Text(

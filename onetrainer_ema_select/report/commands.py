@@ -85,9 +85,10 @@ def page_command(data: RunData) -> Command:
 def resume_hint(data: RunData) -> Text:
     """What else has to be as it should for a command that trains on."""
     more = Text(
-        "Raise epochs in the configuration if the run has reached its end. The same line typed again, as after a crash, "
-        "goes on from where it was; make the page anew to begin from the point once more.",
-        "如果训练已到终点，请在配置中加大 epochs。再次输入同一行（例如崩溃之后）会从中断处继续；想再次从该点开始，请重新生成本页。",
+        "Raise epochs in the configuration if the run has reached its end. The same line typed again, as after a "
+        "crash, goes on from where it was; make the page anew to begin from the point once more.",
+        "如果训练已到终点，请在配置中加大 epochs。再次输入同一行（例如崩溃之后）会从中断处继续；"
+        "想再次从该点开始，请重新生成本页。",
     )
     if data.config_file and all(data.config_of(point) for point in data.points if point.kind != SNAPSHOT):
         return more
