@@ -23,6 +23,7 @@ from onetrainer_ema_select.host.milestones import MilestoneWatch
 from onetrainer_ema_select.host.parameters import name_parameters
 from onetrainer_ema_select.host.report import Reporter
 from onetrainer_ema_select.host.space import SpaceWatch
+from onetrainer_ema_select.integrity import backup_problem
 from onetrainer_ema_select.manifest import EmaRecord, ParkedRecord
 from onetrainer_ema_select.publisher import Publisher
 from onetrainer_ema_select.resume import EmaSource
@@ -251,6 +252,17 @@ class Session:
             f"The checksums of the backup {folder.name} could not be written; the backup itself is whole.", error
         )
 
+    @staticmethod
+    def _backup_loss(backup: Path) -> str:
+        """What has become of a backup that was whole; empty where it still is.
+
+        What is written into a folder while it is removed, as its checksums are, can keep a part of it there.
+        """
+        try:
+            return "it is gone" if not backup.is_dir() else backup_problem(backup)
+        except OSError as error:
+            return f"it cannot be looked at: {error}"
+
     # -- the end -----------------------------------------------------------------------------------------
 
     def finish(self) -> None:
@@ -266,9 +278,9 @@ class Session:
         rolling = self.config.rolling_backup and self.config.rolling_backup_count < 1
         if self.lost_backup:
             self.lost.append(self.lost_backup)
-        elif self.last_backup is not None and not self.last_backup.is_dir() and not rolling:
+        elif self.last_backup is not None and not rolling and (why := self._backup_loss(self.last_backup)):
             self.lost.append(
-                f"the backup {self.last_backup.name} (it is gone; OneTrainer removes one that it cannot finish)"
+                f"the backup {self.last_backup.name} ({why}; OneTrainer removes one that it cannot finish)"
             )
         if not self.lost:
             return

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock, Mock
 
@@ -73,3 +76,14 @@ def test_tracks_that_a_gpu_has_no_room_for_are_refused_with_the_ways_out(mocker:
         "The post-hoc tracks of 2 lengths take about 8.0 MB in 32 bits, which cuda has not got. Set ema to CPU, "
         "ema_select.ema_dtype to PARAMETER, or fewer lengths in ema_select.post_hoc_sigma_rels."
     )
+
+
+def test_a_backup_that_was_removed_but_for_a_part_is_lost(make_backup: Callable[..., Path], tmp_path: Path) -> None:
+    """OneTrainer removes a backup whose configuration it cannot write, while its checksums are being written."""
+    backup = make_backup(tmp_path, "2026-11-24_20-44-00-backup-4-2-0")
+    assert Session._backup_loss(backup) == ""
+    (backup / "ema_select").mkdir()
+    (backup / "meta.json").unlink()
+    assert Session._backup_loss(backup) == "meta.json, which is written last, is missing: it was cut short"
+    shutil.rmtree(backup)
+    assert Session._backup_loss(backup) == "it is gone"

@@ -92,7 +92,8 @@ def test_a_last_due_backup_that_fails_is_no_success(bench: Bench) -> None:
     assert list(one.by_step("backup")) == [5]
     assert "[ema_select] 1 problem(s) in this run:" in one.output
     [gone] = scenarios["backup_without_config"].results()
-    assert "(it is gone; OneTrainer removes one that it cannot finish)" in ended_with(gone)
+    # it is gone, or a part of it that was written meanwhile is left
+    assert "; OneTrainer removes one that it cannot finish)" in ended_with(gone)
     for recording in (later, one, gone):
         assert not [path for path in recording.workspace.rglob("*") if path.name == "half"]
 
