@@ -220,6 +220,30 @@ def _all_of(dtype: torch.dtype, moves: Sequence[_Move]) -> bool:
     return all(average.dtype == dtype for average, _ in moves)
 
 
+def average_dtype(parameter: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of a parameter's average.
+
+    Args:
+        parameter: The parameter.
+        dtype: That was asked for; None for the parameter's own, which weights of 8 bits cannot be averaged in.
+    """
+    return dtype or (parameter.dtype if parameter.dtype.itemsize > 1 else torch.float32)
+
+
+def begin_average(parameter: Tensor, *, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    """A new average that begins at a parameter: a copy, with the arguments of :func:`average_dtype`."""
+    return parameter.detach().to(device, average_dtype(parameter, dtype), copy=True)
+
+
+def take_up_average(saved: Tensor, parameter: Tensor, *, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    """A saved average of a parameter; kept without a copy where device and dtype fit.
+
+    Never the live weight itself: an alias would move with it.
+    """
+    average = saved.detach().to(device, average_dtype(parameter, dtype))
+    return average.clone() if average.data_ptr() == parameter.data_ptr() else average
+
+
 def wait_for_transfers() -> None:
     """Wait for copies that a host with layer offloading has queued on streams of its own.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onetrainer_ema_select.averaging import Averager, wait_for_transfers
+from onetrainer_ema_select.averaging import Averager, begin_average, take_up_average, wait_for_transfers
 from onetrainer_ema_select.errors import PostHocError, TrackError
 from onetrainer_ema_select.posthoc import Profile, gamma_from_sigma_rel, power_decay
 from onetrainer_ema_select.schedule import is_update_step
@@ -158,15 +158,10 @@ class PowerTracks:
                 expected=str(tuple(parameter.shape)),
                 found=str(tuple(saved.shape)),
             )
-        average = saved.detach().to(self.device, self._dtype_for(parameter))
-        return average.clone() if average.data_ptr() == parameter.data_ptr() else average
+        return take_up_average(saved, parameter, device=self.device, dtype=self.dtype)
 
     def _copy(self, parameter: Tensor) -> Tensor:
-        return parameter.detach().to(self.device, self._dtype_for(parameter), copy=True)
-
-    def _dtype_for(self, parameter: Tensor) -> torch.dtype:
-        """The averages' dtype; weights of 8 bits cannot be averaged in their own."""
-        return self.dtype or (parameter.dtype if parameter.dtype.itemsize > 1 else torch.float32)
+        return begin_average(parameter, device=self.device, dtype=self.dtype)
 
     @property
     def sigma_rels(self) -> tuple[float, ...]:

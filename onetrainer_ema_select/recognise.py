@@ -27,10 +27,7 @@ def is_parked(path: Path) -> bool:
     Raises:
         ManifestError: If it has a manifest that cannot be read.
     """
-    if not (path / MANIFEST_NAME).is_file() or (path / FOLDER).is_dir():
-        return False
-    manifest = read_manifest(path)
-    return manifest is not None and manifest.kind == "parked"
+    return _is_kind(path, "parked")
 
 
 def is_snapshot(path: Path) -> bool:
@@ -39,10 +36,14 @@ def is_snapshot(path: Path) -> bool:
     Raises:
         ManifestError: If it has a manifest that cannot be read.
     """
+    return _is_kind(path, "snapshot")
+
+
+def _is_kind(path: Path, kind: str) -> bool:
     if not (path / MANIFEST_NAME).is_file() or (path / FOLDER).is_dir():
         return False
     manifest = read_manifest(path)
-    return manifest is not None and manifest.kind == "snapshot"
+    return manifest is not None and manifest.kind == kind
 
 
 def is_backup(path: Path) -> bool:

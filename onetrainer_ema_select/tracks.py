@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onetrainer_ema_select.averaging import Averager, wait_for_transfers
+from onetrainer_ema_select.averaging import (
+    Averager,
+    begin_average,
+    take_up_average,
+    wait_for_transfers,
+)
 from onetrainer_ema_select.errors import EmaSelectError, TrackError
 from onetrainer_ema_select.length import Pace
 from onetrainer_ema_select.schedule import is_update_step, warmup_decay
@@ -108,19 +113,13 @@ class WeightTracks:
                     expected=str(tuple(parameter.shape)),
                     found=str(tuple(saved.shape)),
                 )
-            average = saved.detach().to(self.device, self._dtype_for(parameter))
-            # An alias of the live weight would move and be exchanged with it.
-            return average.clone() if average.data_ptr() == parameter.data_ptr() else average
+            return take_up_average(saved, parameter, device=self.device, dtype=self.dtype)
         if not parameter.requires_grad or not parameter.is_floating_point():
             return None
         return self._copy(parameter)
 
     def _copy(self, parameter: Tensor) -> Tensor:
-        return parameter.detach().to(self.device, self._dtype_for(parameter), copy=True)
-
-    def _dtype_for(self, parameter: Tensor) -> torch.dtype:
-        """The average's dtype; weights of 8 bits cannot be averaged in their own."""
-        return self.dtype or (parameter.dtype if parameter.dtype.itemsize > 1 else torch.float32)
+        return begin_average(parameter, device=self.device, dtype=self.dtype)
 
     @property
     def names(self) -> tuple[str, ...]:

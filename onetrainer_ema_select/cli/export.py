@@ -25,6 +25,50 @@ EXAMPLE = (
 )
 
 
+# Of every verb that writes a model.
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="PATH", help="The file or folder to write. A folder that exists takes files."
+    ),
+]
+FormatOption = Annotated[
+    str, typer.Option(metavar="FORMAT", show_default="the run's", help="One of OneTrainer's output formats.")
+]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="DTYPE", show_default="the run's", help="FLOAT_32, FLOAT_16, BFLOAT_16, or NONE: the weights' own."
+    ),
+]
+RoundingOption = Annotated[
+    str,
+    typer.Option(
+        metavar="HOW",
+        show_default="the run's",
+        help="At 16 bits: nearest, or stochastic, which keeps a slow EMA's movement on average.",
+    ),
+]
+BaseModelOption = Annotated[
+    str,
+    typer.Option(
+        metavar="PATH", show_default="as in the run", help="Where the base model of a LoRA or embedding is now."
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", show_default="the backup's own", help="The run's config, if the backup lost it."),
+]
+ConfigValueOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE", show_default=False, help="Override one value of the config, as OneTrainer's option."
+    ),
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done.")]
+
+
 class Sets(str, Enum):
     """What can be asked for."""
 
@@ -35,49 +79,17 @@ class Sets(str, Enum):
 
 def export(
     backup: Annotated[Path, typer.Argument(metavar="BACKUP", help="A backup's folder, of any run of OneTrainer.")],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="PATH", help="The file or folder to write. A folder that exists takes files."
-        ),
-    ],
+    output: OutputOption,
     *,
     sets: Annotated[Sets, typer.Option("--set", help="Which set; both get names that tell them apart.")] = Sets.EMA,
-    format: Annotated[  # noqa: A002 - the option's name
-        str, typer.Option(metavar="FORMAT", show_default="the run's", help="One of OneTrainer's output formats.")
-    ] = "",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="DTYPE", show_default="the run's", help="FLOAT_32, FLOAT_16, BFLOAT_16, or NONE: the weights' own."
-        ),
-    ] = "",
-    rounding: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW",
-            show_default="the run's",
-            help="At 16 bits: nearest, or stochastic, which keeps a slow EMA's movement on average.",
-        ),
-    ] = "",
-    base_model: Annotated[
-        str,
-        typer.Option(
-            metavar="PATH", show_default="as in the run", help="Where the base model of a LoRA or embedding is now."
-        ),
-    ] = "",
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", show_default="the backup's own", help="The run's config, if the backup lost it."),
-    ] = None,
-    config_value: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", show_default=False, help="Override one value of the config, as OneTrainer's option."
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done.")] = False,
+    format: FormatOption = "",  # noqa: A002 - the option's name
+    dtype: DtypeOption = "",
+    rounding: RoundingOption = "",
+    base_model: BaseModelOption = "",
+    config: ConfigOption = None,
+    config_value: ConfigValueOption = None,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     onetrainer: OneTrainerOption = None,
 ) -> None:

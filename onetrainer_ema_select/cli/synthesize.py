@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onetrainer_ema_select.cli.common import JsonOption, OneTrainerOption, echo_json
-from onetrainer_ema_select.cli.export import print_result, progress_bar, usage_errors
+from onetrainer_ema_select.cli.export import (
+    BaseModelOption,
+    ConfigOption,
+    ConfigValueOption,
+    DryRunOption,
+    DtypeOption,
+    FormatOption,
+    OutputOption,
+    OverwriteOption,
+    RoundingOption,
+    print_result,
+    progress_bar,
+    usage_errors,
+)
 from onetrainer_ema_select.origin import PACKAGE
 from onetrainer_ema_select.sigma_rel import parse_sigma_rels
 
@@ -25,12 +38,7 @@ def synthesize(
     sigma_rel: Annotated[
         str, typer.Option("--sigma-rel", metavar="S", help="The length: 0.05 short, 0.10 medium, 0.20 long.")
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="PATH", help="The file or folder to write. A folder that exists takes files."
-        ),
-    ],
+    output: OutputOption,
     *,
     at: Annotated[
         str,
@@ -47,41 +55,14 @@ def synthesize(
             metavar="PATH", show_default="the nearest", help="The backup that the rest of the model is taken from."
         ),
     ] = None,
-    format: Annotated[  # noqa: A002 - the option's name
-        str, typer.Option(metavar="FORMAT", show_default="the run's", help="One of OneTrainer's output formats.")
-    ] = "",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="DTYPE", show_default="the run's", help="FLOAT_32, FLOAT_16, BFLOAT_16, or NONE: the weights' own."
-        ),
-    ] = "",
-    rounding: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW",
-            show_default="the run's",
-            help="At 16 bits: nearest, or stochastic, which keeps a slow EMA's movement on average.",
-        ),
-    ] = "",
-    base_model: Annotated[
-        str,
-        typer.Option(
-            metavar="PATH", show_default="as in the run", help="Where the base model of a LoRA or embedding is now."
-        ),
-    ] = "",
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", show_default="the backup's own", help="The run's config, if the backup lost it."),
-    ] = None,
-    config_value: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE", show_default=False, help="Override one value of the config, as OneTrainer's option."
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done.")] = False,
+    format: FormatOption = "",  # noqa: A002 - the option's name
+    dtype: DtypeOption = "",
+    rounding: RoundingOption = "",
+    base_model: BaseModelOption = "",
+    config: ConfigOption = None,
+    config_value: ConfigValueOption = None,
+    overwrite: OverwriteOption = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
     onetrainer: OneTrainerOption = None,
 ) -> None:
