@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Final
 
 from onetrainer_ema_select.schedule import warmup_decay
+
+START_LEFT: Final = 0.5
+"""A share of what an average began with that is too much at the end of a run."""
 
 
 class AverageAge:

@@ -40,6 +40,7 @@ MILESTONE_FOLDER = Path(FOLDER, "milestones", "backup")
 OUTPUT_FOLDER = Path(FOLDER, "output")
 PARKED_FOLDER = Path(FOLDER, "parked")
 #: Of post-hoc tracks. The word `backup` in it has OneTrainer's cloud synchronisation fetch them with the backups.
+DRIFT_FILE = Path(FOLDER, "drift.jsonl")
 SNAPSHOT_FOLDER = Path(FOLDER, "post_hoc", "backup")
 
 #: Where a model is a folder, its metadata lies in this file.

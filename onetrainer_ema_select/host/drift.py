@@ -11,23 +11,22 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from onetrainer_ema_select.average_age import AverageAge, later_share, settled_age, young_half_life
+from onetrainer_ema_select.average_age import START_LEFT, AverageAge, later_share, settled_age, young_half_life
 from onetrainer_ema_select.drift import Distance, Pair, Sample, distances, sample
 from onetrainer_ema_select.drift_warnings import same_to_rounding, start_remains, swings
 from onetrainer_ema_select.host.ema import HostEma
 from onetrainer_ema_select.host.length import run_average, steps_per_epoch
 from onetrainer_ema_select.host.session import Session
 from onetrainer_ema_select.look_times import LookTimes
-from onetrainer_ema_select.manifest import FOLDER, EmaRecord
+from onetrainer_ema_select.manifest import EmaRecord
 from onetrainer_ema_select.schedule import warmup_decay
 from onetrainer_ema_select.swings import Swings
+from onetrainer_ema_select.workspace import DRIFT_FILE
 
-FILE: Final = "drift.jsonl"
 TAG: Final = "ema_select"
 SAMPLED: Final = 1 << 15
 # Of what this start of the run trains: before that the sets have had no time to come apart.
 EARLY: Final = 0.1
-START_LEFT: Final = 0.5
 
 
 class DriftWatch:
@@ -181,7 +180,7 @@ class DriftWatch:
     def _note(self, entry: dict[str, object]) -> None:
         """Add a line to the plugin's own list of what was found."""
         session = self._session
-        path = session.workspace / FOLDER / FILE
+        path = session.workspace / DRIFT_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"run": session.run, "leg": session.plan.leg.id, **entry})
         with path.open("a", encoding="utf-8") as file:

@@ -68,7 +68,16 @@ def post_hoc_commands(point: PlacePoint, data: RunData) -> list[Command]:
             f"生成另一长度的 EMA（这里 sigma_rel 为 {sigma_rel}；大约 0.03 到 0.25 都可以）",
         ),
         line(
-            ["synthesize", data.workspace.absolute(), "--sigma-rel", sigma_rel, "--at", point.step, "--output", output]
+            [
+                "synthesize",
+                data.workspace.absolute(),
+                "--sigma-rel",
+                sigma_rel,
+                "--at",
+                point.snapshot,
+                "--output",
+                output,
+            ]
         ),
     )
     if point.kind == SNAPSHOT:

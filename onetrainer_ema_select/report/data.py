@@ -54,6 +54,7 @@ class PlacePoint:
         size_bytes: Everything in it.
         half_life: Of its average, in steps; None where it cannot be told.
         sigma_rels: Post-hoc tracks that there are of just this step.
+        snapshot: The snapshot that they are in.
         folder_format: Whether the run writes models as folders.
         run: The run that it is of; empty where nothing says.
         leg_id: What tells its leg from others.
@@ -74,6 +75,7 @@ class PlacePoint:
     size_bytes: int = 0
     half_life: float | None = None
     sigma_rels: tuple[float, ...] = ()
+    snapshot: str = ""
     folder_format: bool = False
     run: str = ""
     leg_id: str = ""
@@ -165,7 +167,8 @@ def gather(workspace: Path) -> RunData:
     except OSError as error:
         view = WorkspaceView((), (), (), (), None, None, ())
         unreadable.append(str(error))
-    snapshots = read_snapshots(workspace)
+    snapshots, problems = read_snapshots(workspace)
+    unreadable += problems
     drift, warnings = read_drift(workspace)
     manifests = {
         backup.path: manifest
@@ -204,7 +207,7 @@ def _manifest(folder: Path, unreadable: list[str]) -> Manifest | None:
 def _points(
     view: WorkspaceView, snapshots: tuple[Snapshot, ...], manifests: Mapping[Path, Manifest]
 ) -> tuple[PlacePoint, ...]:
-    kept = {(one.run, one.step): one.sigma_rels for one in snapshots}
+    kept = {(one.run, one.step): one for one in snapshots}
     points = [
         _point(backup, kind, kept, manifests.get(backup.path))
         for kind, backups in ((BACKUP, view.backups), (MILESTONE, view.milestones))
@@ -222,6 +225,7 @@ def _points(
             (),
             True,
             sigma_rels=one.sigma_rels,
+            snapshot=one.name,
             time=_time(one.name),
             run=one.run,
         )
@@ -241,13 +245,12 @@ def _time(name: str, created: str = "") -> str:
 
 
 def _point(
-    backup: BackupView, kind: str, kept: dict[tuple[str, int], tuple[float, ...]], manifest: Manifest | None
+    backup: BackupView, kind: str, kept: dict[tuple[str, int], Snapshot], manifest: Manifest | None
 ) -> PlacePoint:
     run = manifest.run if manifest else ""
     leg = manifest.leg.id if manifest else ""
-    told = {**backup.validation, "run": run, "leg": leg} if backup.validation else None
-    if told:
-        told["better"] = {"ema": "EMA", "non-ema": "NON_EMA"}.get(str(told["better"]), "")
+    judged = manifest.validation if manifest else None
+    snapshot = kept.get((run, backup.step)) if backup.complete and backup.step is not None else None
     config = read_config(backup.path) or {}
     return PlacePoint(
         key="",
@@ -262,12 +265,13 @@ def _point(
         leg=backup.leg,
         size_bytes=backup.size_bytes,
         half_life=backup.half_life.steps if backup.half_life else None,
-        sigma_rels=kept.get((run, backup.step), ()) if backup.complete and backup.step is not None else (),
+        sigma_rels=snapshot.sigma_rels if snapshot else (),
+        snapshot=snapshot.name if snapshot else "",
         folder_format=config.get("output_model_format") == "DIFFUSERS",
         run=run,
         leg_id=leg,
         time=_time(backup.name, manifest.created if manifest else ""),
-        validation=validation_of(told) if told else None,
+        validation=validation_of({**judged.model_dump(mode="json"), "run": run, "leg": leg}) if judged else None,
     )
 
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from onetrainer_ema_select.average_age import START_LEFT
 from onetrainer_ema_select.manifest import FOLDER
 from onetrainer_ema_select.report.events import Points, read_scalars
+from onetrainer_ema_select.snapshots import find_snapshots
+from onetrainer_ema_select.validation import HISTORY
+from onetrainer_ema_select.workspace import DRIFT_FILE
 
-VALIDATION_FILE = Path(FOLDER, "validation.jsonl")
-DRIFT_FILE = Path(FOLDER, "drift.jsonl")
-SNAPSHOT_FOLDER = Path(FOLDER, "post_hoc", "backup")
+VALIDATION_FILE = Path(FOLDER, HISTORY)
 TENSORBOARD_FOLDER = Path("tensorboard")
 #: The folder inside a TensorBoard run's that has the EMA's validation.
 EMA_CURVES = "EMA"
@@ -22,8 +24,6 @@ EMA_CURVES = "EMA"
 TRAINING_TAGS = ("loss/train_step", "smooth_loss/train_step", "ema_decay")
 VALIDATION_TAG = "loss/validation_step/"
 
-# As the run itself warns: the share of what the average began with.
-_START_LEFT = 0.5
 _MAX_BYTES = 256 * 1024 * 1024
 
 T = TypeVar("T")
@@ -139,27 +139,19 @@ def read_drift(workspace: Path) -> tuple[tuple[Drift, ...], frozenset[str]]:
         return (), frozenset()
     run, leg, last = looks[-1]
     said = {kind for *of, kind in warnings if of == [run, leg]}
-    if last.values.get("start_share", 1.0) < _START_LEFT:
+    if last.values.get("start_share", 1.0) < START_LEFT:
         said.discard("start")
     return line_of((one.step, one) for of, _, one in looks if of == run), frozenset(said)
 
 
-def read_snapshots(workspace: Path) -> tuple[Snapshot, ...]:
-    """The snapshots of post-hoc tracks, by step."""
-    found = []
-    folder = workspace / SNAPSHOT_FOLDER
-    for place in sorted(folder.iterdir()) if folder.is_dir() else ():
-        manifest = read_json(place / "manifest.json")
-        record = manifest.get("post_hoc")
-        step = _whole(manifest.get("step"))
-        tracks = record.get("tracks") if isinstance(record, dict) else None
-        if step is None or not isinstance(tracks, list):
-            continue
-        lengths = [_number(one.get("sigma_rel")) for one in tracks if isinstance(one, dict)]
-        kept = tuple(sorted(one for one in lengths if one is not None))
-        if kept:
-            found.append((step, Snapshot(place.name, step, kept, str(manifest.get("run", "")))))
-    return tuple(one for _, one in sorted(found, key=lambda pair: pair[0]))
+def read_snapshots(workspace: Path) -> tuple[tuple[Snapshot, ...], tuple[str, ...]]:
+    """The snapshots of post-hoc tracks, by step, and a sentence for each that cannot be read."""
+    found, problems = find_snapshots(workspace)
+    kept = [
+        Snapshot(one.path.name, one.step, tuple(track.sigma_rel for track in one.record.tracks), one.manifest.run)
+        for one in reversed(found)
+    ]
+    return tuple(sorted(kept, key=lambda one: one.step)), problems
 
 
 def read_curves(workspace: Path) -> Curves:

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from onetrainer_ema_select.manifest import EmaRecord, LegRecord, Manifest, write_manifest
+from onetrainer_ema_select.manifest import (
+    EmaRecord,
+    LegRecord,
+    Manifest,
+    PostHocRecord,
+    PowerTrackRecord,
+    write_manifest,
+)
 
 #: Prompts in several scripts, and such as try to break a page.
 PROMPTS = (
@@ -171,9 +178,15 @@ def add_snapshots(workspace: Path, steps: Sequence[int], *, sigma_rels: Sequence
     for step in steps:
         folder = workspace / "ema_select" / "post_hoc" / "backup" / f"{time_of(step)}-snapshot-{step}"
         folder.mkdir(parents=True, exist_ok=True)
-        tracks = [{"sigma_rel": length, "file": f"{length}.safetensors", "begun_at": 0} for length in sigma_rels]
-        content = {"kind": "snapshot", "run": "r", "step": step, "epoch": step // 100, "post_hoc": {"tracks": tracks}}
-        (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+        record = PostHocRecord(
+            tracks=tuple(PowerTrackRecord(sigma_rel=one, file=f"{one}.safetensors") for one in sigma_rels),
+            dtype="FLOAT_32", images=step, time=step, updates=step, interval=1, update_step_interval=1, stretch="s",
+        )  # fmt: skip
+        manifest = Manifest(
+            kind="snapshot", plugin_version="0", run="r", step=step, epoch=step // 100, epoch_step=0, parameters=(),
+            post_hoc=record,
+        )  # fmt: skip
+        write_manifest(manifest, folder)
 
 
 def add_tensorboard(workspace: Path, steps: int) -> None:

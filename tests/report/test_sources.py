@@ -73,7 +73,13 @@ def test_snapshots_by_step(tmp_path: Path) -> None:
     (folder / "broken").mkdir()
     (folder / "broken" / "manifest.json").write_text('{"step": 7, "post_hoc": {"tracks": [3, {}]}}', encoding="utf-8")
     (folder / "stray.txt").touch()
-    assert [(one.step, one.sigma_rels) for one in read_snapshots(tmp_path)] == [(100, (0.05, 0.1)), (200, (0.05, 0.1))]
+    found, problems = read_snapshots(tmp_path)
+    assert len(problems) == 1
+    assert problems[0].startswith("The snapshot broken was left out: ")
+    assert [(one.step, one.sigma_rels) for one in found] == [
+        (100, (0.05, 0.1)),
+        (200, (0.05, 0.1)),
+    ]
 
 
 def test_curves_of_two_starts_are_one_line(tmp_path: Path) -> None:
@@ -100,7 +106,7 @@ def test_curves_of_two_starts_are_one_line(tmp_path: Path) -> None:
 def test_nothing_is_nothing(tmp_path: Path) -> None:
     assert read_validations(tmp_path) == ()
     assert read_drift(tmp_path) == ((), frozenset())
-    assert read_snapshots(tmp_path) == ()
+    assert read_snapshots(tmp_path) == ((), ())
     assert read_curves(tmp_path).training == {}
 
 
