@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from onetrainer_ema_select import __version__, store
 from onetrainer_ema_select.host.length import ema_record
@@ -51,8 +54,10 @@ def write_backup(session: Session, request: SaveRequest, destination: Path) -> N
     session.last_backup, session.lost_backup = destination, ""
     session.space.after("backup", destination)
     session.checksums.start(destination)
-    if session.post_hoc is not None and session.post_hoc.at_backups:
-        session.post_hoc.snapshot(held=destination)
+    if session.post_hoc is not None:
+        session.post_hoc.kept_in(destination)
+        if session.post_hoc.at_backups and not session.ending:
+            session.post_hoc.snapshot()  # last, on a disk that is nearly full; at the end after the final output
 
 
 def describe(session: Session, model: Any, folder: Path, *, milestones: tuple[str, ...] = ()) -> None:
@@ -78,27 +83,34 @@ def backup_manifest(
     session: Session, model: Any, *, milestones: tuple[str, ...] = (), post_hoc: PostHocRecord | None = None
 ) -> Manifest:
     """The manifest of a backup made now, with the milestones that it is pinned for, and its post-hoc tracks."""
-    progress = model.train_progress
-    parameters = tuple(
-        ParameterRecord(name=name, shape=tuple(parameter.shape), dtype=str(parameter.dtype).removeprefix("torch."))
-        for name, parameter in zip(session.names, model.parameters.parameters(), strict=True)
-    )
+    named = zip(session.names, model.parameters.parameters(), strict=True)
     return Manifest(
         kind="backup",
-        plugin_version=__version__,
-        onetrainer_commit=host_commit(Path.cwd()) or "",
-        run=session.run,
-        step=progress.global_step,
-        epoch=progress.epoch,
-        epoch_step=progress.epoch_step,
-        model_type=str(session.config.model_type),
-        training_method=str(session.config.training_method),
-        parameters=parameters,
-        ema=ema_record(session, file=EMA_FILE.as_posix(), step=progress.global_step),
+        **of_moment(session, model, named),
+        ema=ema_record(session, file=EMA_FILE.as_posix(), step=model.train_progress.global_step),
         post_hoc=post_hoc,
-        leg=session.plan.leg,
         parked=tuple(session.parked),
         pending_milestones=session.milestones.pending,
         milestones=milestones,
         validation=session.judged,
     )
+
+
+def of_moment(session: Session, model: Any, named: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
+    """What every manifest says of the moment that it is made at, and of the weights that it is about."""
+    progress = model.train_progress
+    return {
+        "plugin_version": __version__,
+        "onetrainer_commit": host_commit(Path.cwd()) or "",
+        "run": session.run,
+        "step": progress.global_step,
+        "epoch": progress.epoch,
+        "epoch_step": progress.epoch_step,
+        "model_type": str(session.config.model_type),
+        "training_method": str(session.config.training_method),
+        "parameters": tuple(
+            ParameterRecord(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in named
+        ),
+        "leg": session.plan.leg,
+    }

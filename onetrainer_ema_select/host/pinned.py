@@ -50,6 +50,8 @@ def pin(session: Session, request: SaveRequest, milestones: tuple[str, ...]) -> 
         session.lost.append(f"the backup of the milestone {names} ({error})")
         return
     if due:
+        if session.post_hoc is not None:
+            session.post_hoc.kept_in(place)
         _drop_oldest(session, newest=place)
         session.checksums.start(place)
 

@@ -13,17 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from onetrainer_ema_select import __version__, store
+from onetrainer_ema_select import store
 from onetrainer_ema_select.average_age import power_half_life
 from onetrainer_ema_select.errors import PostHocError, ResumeError
 from onetrainer_ema_select.host.announce import gigabytes
+from onetrainer_ema_select.host.backup import of_moment
 from onetrainer_ema_select.host.length import images_per_step
-from onetrainer_ema_select.host.locate import host_commit
 from onetrainer_ema_select.integrity import safetensors_problem
 from onetrainer_ema_select.manifest import (
     FOLDER,
     Manifest,
-    ParameterRecord,
     PostHocRecord,
     PowerTrackRecord,
     StretchRecord,
@@ -67,9 +66,8 @@ class PostHoc:
         self._line: tuple[StretchRecord, ...] = ()
         self._images_per_step = images_per_step(config)
         self._accumulation = int(config.gradient_accumulation_steps)
-        self._last: Path | None = None
-        # Step and updates: a run that ends between an update and the counting of its step is at neither of the two.
-        self._last_at = (-1, -1)
+        self._files: Path | None = None
+        self._files_at = self._snapshot_at = (-1, -1)
         self._said = False
         self._owed = False
         self._begin_step: int = session.model.train_progress.global_step
@@ -204,29 +202,33 @@ class PostHoc:
 
     # -- what is written ---------------------------------------------------------------------------------
 
-    def snapshot(self, *, held: Path | None = None) -> None:
-        """Write a snapshot of this moment, once. A failure is reported, and training goes on.
+    @property
+    def _now(self) -> tuple[int, int]:
+        """Step and updates: a run that ends between an update and the counting of its step is at neither of the two."""
+        return self._session.model.train_progress.global_step, self.tracks.updates
 
-        Args:
-            held: A backup of this very moment, whose files are linked where it has them.
-        """
+    def kept_in(self, backup: Path) -> None:
+        """Note that a backup with the tracks of this moment is at its place: what comes next links its files."""
+        self._files, self._files_at = backup / STATE_FOLDER, self._now
+
+    def snapshot(self) -> None:
+        """Write a snapshot of this moment, once. A failure is reported, and training goes on."""
         session = self._session
         progress = session.model.train_progress
-        at = (progress.global_step, self.tracks.updates)
-        if at in (self._last_at, self._resumed_at) or self.tracks.updates == 0:
+        if self._now in (self._snapshot_at, self._resumed_at) or self.tracks.updates == 0:
             return  # it is there, or would hold nothing but the weights that the tracks began with
         name = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-snapshot-{progress.filename_string()}"
         place = session.workspace / SNAPSHOT_FOLDER / name
         if place.exists():  # of a line that was at this step in the same second
             place = place.with_name(f"{name}-{self._stretch}")
         try:
-            if held is None:
+            if self._files_at != self._now:
                 session.space.before("snapshot", place, count=1, dtype=None)
             staging = store.Staging(place, workspace=session.workspace)
             try:
                 staging.path.mkdir()
                 with staging.writing():
-                    record = self._write(staging.path, "", held=held)
+                    record = self._write(staging.path, "")
                 write_manifest(self._manifest(record), staging.path)
                 staging.publish()
             finally:
@@ -238,13 +240,14 @@ class PostHoc:
                 error,
             )
             return
-        self._last, self._last_at = place, at
+        self._snapshot_at = self._files_at = self._now
+        self._files = place
 
     def keep(self, folder: Path) -> PostHocRecord | None:
         """Put the tracks into a backup that is being written, so that a resumed run goes on with them exactly.
 
-        Those of a snapshot of the same step are linked where the file system can, and take no space of their own. A
-        failure is reported: the backup itself is whole without them.
+        Where a snapshot or backup of the same moment has them, they are linked, if the file system can, and take no
+        space of their own. A failure is reported: the backup itself is whole without them.
 
         Returns:
             What its manifest says of them; None where they are not in it.
@@ -263,21 +266,18 @@ class PostHoc:
             )
             return None
 
-    def _write(self, folder: Path, prefix: str, *, held: Path | None = None) -> PostHocRecord:
-        """Write the tracks, a file each; those of a snapshot of this step are linked."""
+    def _write(self, folder: Path, prefix: str) -> PostHocRecord:
+        """Write the tracks, a file each; those that lie somewhere already are linked."""
         session = self._session
         step = session.model.train_progress.global_step
-        at = (step, self.tracks.updates)
+        there = self._files if self._files_at == self._now else None
         records = []
         for sigma_rel, averages in self.tracks.sets().items():
             name = f"sigma_rel-{sigma_rel:g}.safetensors"
             file = folder / f"{prefix}{name}"
             file.unlink(missing_ok=True)
-            same = self._last / name if self._last is not None and self._last_at == at else None
-            if held is not None:
-                same = held / STATE_FOLDER / name
-            if same is not None and same.is_file():
-                store.link_or_copy(same, file)
+            if there is not None and (there / name).is_file():
+                store.link_or_copy(there / name, file)
             else:
                 save_file(_on_cpu(averages), file, metadata=self._marks(sigma_rel, step))
             begun_at = self.tracks.begun_at[sigma_rel]
@@ -299,26 +299,9 @@ class PostHoc:
         return {f"{FOLDER}.{key}": value for key, value in marks.items()}
 
     def _manifest(self, record: PostHocRecord) -> Manifest:
-        session = self._session
-        progress = session.model.train_progress
         averages: Mapping[str, Tensor] = next(iter(self.tracks.sets().values()))
-        return Manifest(
-            kind="snapshot",
-            plugin_version=__version__,
-            onetrainer_commit=host_commit(Path.cwd()) or "",
-            run=session.run,
-            step=progress.global_step,
-            epoch=progress.epoch,
-            epoch_step=progress.epoch_step,
-            model_type=str(session.config.model_type),
-            training_method=str(session.config.training_method),
-            parameters=tuple(
-                ParameterRecord(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
-                for name, tensor in averages.items()
-            ),
-            post_hoc=record,
-            leg=session.plan.leg,
-        )
+        moment = of_moment(self._session, self._session.model, averages.items())
+        return Manifest(kind="snapshot", **moment, post_hoc=record)
 
 
 def begin_post_hoc(session: Session, parameters: Sequence[Tensor], *, device: torch.device) -> PostHoc:

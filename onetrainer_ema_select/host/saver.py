@@ -145,7 +145,7 @@ class SetWriter:
             else:
                 session.lost.append(f"{name} at {paths[weight_set]} ({reasons[weight_set]}); it is in {place} instead")
         if session.post_hoc is not None:
-            session.post_hoc.snapshot()  # last: on a disk that is nearly full, the sets come first
+            session.post_hoc.snapshot()  # last, likewise
 
     def write(self, destination: Path) -> None:
         """Write a save during training. The files appear at their places while it goes on.
@@ -159,9 +159,9 @@ class SetWriter:
         paths = self._paths(destination, self._session.sets_written(milestone=bool(self._milestones)))
         after = "It is owed." if self._session.ending else "Training goes on, and the next due save tries again."
         self._write_sets(paths, after=after)
-        if pending and post_hoc is not None and post_hoc.at_backups and not self._session.ending:
-            post_hoc.snapshot()  # after the sets, and before the pinned backup, which links its files
         self._pin(pending)
+        if pending and post_hoc is not None and post_hoc.at_backups and not self._session.ending:
+            post_hoc.snapshot()  # last: on a disk that is nearly full, the sets and the backup come first
         primary = next(iter(paths))
         if primary in self._errors:
             raise self._errors[primary]

@@ -69,6 +69,13 @@ def runs(place: Path, run_jobs: RunJobs) -> dict[str, dict[str, Any]]:
     (place / "unwritable" / "workspace" / "ema_select" / "post_hoc").write_text("in the way", encoding="utf-8")
     jobs = [
         job(place, "plain", more={"sigma_rels": SIGMA_RELS, "images": IMAGES}),
+        job(
+            place,
+            "order",
+            epochs=2,
+            backup_before_save=True,
+            ema_select={"post_hoc_every": "", "milestones": "1 epochs"},
+        ),
         job(place, "off", ema="OFF", ema_select={"enabled": False}),
         job(place, "unwritable", backup_before_save=True),
         # the tracks of the backup at the end are written after those of 12 snapshots
@@ -460,3 +467,23 @@ def test_the_lengths_of_the_tracks_are_drawn(runs, place):
         for sigma_rel, gamma in ((0.05, 16.97), (0.1, 6.94)):
             length = look[f"half_life_steps/POST_HOC_{sigma_rel:g}"]
             assert length == pytest.approx(power_half_life(gamma, look["step"]), rel=1e-3)
+
+
+def test_what_is_needed_most_is_written_first(runs, place):
+    """On a disk that is nearly full, a snapshot must not take the space of a backup or a model."""
+    del runs
+    home = place / "order"
+    written = {}
+    for manifest in (home / "workspace" / SNAPSHOT_FOLDER).glob("*/manifest.json"):
+        written[json.loads(manifest.read_text(encoding="utf-8"))["step"]] = manifest
+    assert sorted(written) == [8, 16]
+    [milestone] = (home / "workspace" / "ema_select" / "milestones" / "backup").iterdir()
+    [end] = [one for one in (home / "workspace" / "backup").iterdir() if "-backup-16-" in one.name]
+    models = [*home.glob("order*.safetensors")]
+    assert len(models) == 2
+    for step, earlier in ((8, [milestone / "meta.json"]), (16, [end / "meta.json", *models])):
+        assert all(one.stat().st_mtime_ns < written[step].stat().st_mtime_ns for one in earlier)
+    # and is no further file where the backup holds the tracks
+    for step, backup in ((8, milestone), (16, end)):
+        track = backup / "ema_select" / "post_hoc" / "sigma_rel-0.05.safetensors"
+        assert (written[step].parent / "sigma_rel-0.05.safetensors").samefile(track)

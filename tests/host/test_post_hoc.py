@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from onetrainer_ema_select.errors import ResumeError
+from onetrainer_ema_select.host import backup as backup_module
 from onetrainer_ema_select.host import post_hoc
 from onetrainer_ema_select.manifest import (
     LegRecord,
@@ -129,7 +130,7 @@ def snapshots(session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     session.config.model_type, session.config.training_method = "STABLE_DIFFUSION_15", "LORA"
     session.plan.leg = LegRecord()
     session.model.train_progress.filename_string = lambda: f"{session.model.train_progress.global_step}-1-0"
-    monkeypatch.setattr(post_hoc, "host_commit", lambda _: "")
+    monkeypatch.setattr(backup_module, "host_commit", lambda _: "")
     return session.workspace / "ema_select" / "post_hoc" / "backup"
 
 
@@ -174,7 +175,8 @@ def test_a_snapshot_of_a_backup_links_its_files(session: Any, snapshots: Path) -
     backup.mkdir(parents=True)
     record = tracks.keep(backup)
     assert record is not None
-    tracks.snapshot(held=backup)
+    tracks.kept_in(backup)
+    tracks.snapshot()
     [snapshot] = snapshots.iterdir()
     assert (snapshot / "sigma_rel-0.1.safetensors").samefile(backup / record.tracks[0].file)
 
