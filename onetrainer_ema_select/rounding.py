@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from onetrainer_ema_select.averaging import stochastic_round_
+from onetrainer_ema_select.choices import SaveRounding
+from onetrainer_ema_select.errors import SECTION
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 """The dtypes that are rounded to."""
@@ -16,6 +20,13 @@ SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 # 2**20 numbers at a time: what it takes beside the result does not grow with the tensor. A constant, because the
 # random numbers go to the pieces in turn.
 _CHUNK = 1 << 20
+
+
+def run_rounding(config: Mapping[str, Any] | None) -> SaveRounding:
+    """How the saves of a run are rounded, as OneTrainer's configuration in a backup says; else to the nearest."""
+    section = (config or {}).get(SECTION)
+    own = section.get("save_rounding") if isinstance(section, dict) else None
+    return SaveRounding.STOCHASTIC if own == str(SaveRounding.STOCHASTIC) else SaveRounding.NEAREST
 
 
 def rounds(dtype: torch.dtype | None, *, own: torch.dtype, held: torch.dtype) -> bool:

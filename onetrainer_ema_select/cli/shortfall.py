@@ -13,10 +13,10 @@ from onetrainer_ema_select.backups import Backup, open_backup
 from onetrainer_ema_select.choices import SaveRounding, WeightSet
 from onetrainer_ema_select.cli.distances import progress
 from onetrainer_ema_select.cli.table import number, wrapped
-from onetrainer_ema_select.errors import SECTION, EmaSelectError
+from onetrainer_ema_select.errors import EmaSelectError
 from onetrainer_ema_select.lora_product import DOWN, ProductGap, product_gap
 from onetrainer_ema_select.manifest import read_manifest
-from onetrainer_ema_select.rounding import SIXTEEN_BITS
+from onetrainer_ema_select.rounding import SIXTEEN_BITS, run_rounding
 from onetrainer_ema_select.rounding_loss import RoundingLoss, measure_rounding
 from onetrainer_ema_select.tensor_set import TensorSet
 from onetrainer_ema_select.workspace import BACKUP_FOLDER, MILESTONE_FOLDER, folders_in
@@ -66,11 +66,7 @@ def backup_rounding(backup: Backup, pairs: Iterable[tuple[str, str]]) -> Rounded
     dtype = str(config.get("output_dtype"))
     if dtype not in _DTYPES:
         return None
-    section = config.get(SECTION)
-    own = section.get("save_rounding") if isinstance(section, dict) else None
-    random = own == str(SaveRounding.STOCHASTIC)
-    rounding = SaveRounding.STOCHASTIC if random else SaveRounding.NEAREST
-    return _measured(backup, pairs, _DTYPES[dtype], rounding, source=None)
+    return _measured(backup, pairs, _DTYPES[dtype], run_rounding(config), source=None)
 
 
 def model_rounding(path: Path, ours: Mapping[str, str], dtypes: Iterable[str]) -> Rounded | None:

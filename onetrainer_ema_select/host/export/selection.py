@@ -7,6 +7,7 @@ from onetrainer_ema_select.backups import Backup
 from onetrainer_ema_select.choices import SaveRounding, WeightSet
 from onetrainer_ema_select.errors import ExportError, UsageError
 from onetrainer_ema_select.naming import set_suffix
+from onetrainer_ema_select.rounding import run_rounding
 
 
 def chosen_sets(opened: Backup, which: str) -> tuple[WeightSet, ...]:
@@ -57,9 +58,7 @@ def chosen_rounding(opened: Backup, wanted: str) -> SaveRounding:
         UsageError: There is no such rounding.
     """
     if not wanted:
-        section = (opened.config or {}).get(errors.SECTION)
-        own = section.get("save_rounding") if isinstance(section, dict) else None
-        return SaveRounding.STOCHASTIC if own == str(SaveRounding.STOCHASTIC) else SaveRounding.NEAREST
+        return run_rounding(opened.config)
     try:
         return SaveRounding(wanted.upper())
     except ValueError:
