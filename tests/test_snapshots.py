@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from onetrainer_ema_select.errors import ManifestError, PostHocError
-from onetrainer_ema_select.snapshots import choose_end, find_snapshots, line_to, mix, read_snapshot
+from onetrainer_ema_select.mixture import mix
+from onetrainer_ema_select.snapshots import choose_end, find_snapshots, line_to, read_snapshot
 from onetrainer_ema_select.workspace import BACKUP_FOLDER, SNAPSHOT_FOLDER
 
 from .backup_files import NAME, write_backup, write_snapshot

@@ -11,9 +11,10 @@ from typing import Any
 from onetrainer_ema_select.errors import PostHocError, ResumeError, SettingProblem, SettingsError
 from onetrainer_ema_select.integrity import EMA_FILE, backup_problem, read_progress
 from onetrainer_ema_select.manifest import ParkedRecord, read_manifest
+from onetrainer_ema_select.mixture import Mixture, mix
 from onetrainer_ema_select.resume import BackupContents, ResumePlan, continues_leg, plan_resume
 from onetrainer_ema_select.settings import EmaSelectSettings, ResumeWeights
-from onetrainer_ema_select.snapshots import Mixture, Snapshot, find_snapshots, mix, read_snapshot
+from onetrainer_ema_select.snapshots import Snapshot, find_snapshots, read_snapshot
 from onetrainer_ema_select.workspace import (
     BACKUP_FOLDER,
     MILESTONE_FOLDER,

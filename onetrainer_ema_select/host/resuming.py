@@ -25,9 +25,9 @@ from onetrainer_ema_select.manifest import (
     read_manifest,
     write_manifest,
 )
+from onetrainer_ema_select.mixture import Mixture
 from onetrainer_ema_select.resume import EmaSource, match_names, some
 from onetrainer_ema_select.settings import WeightSet
-from onetrainer_ema_select.snapshots import Mixture
 from onetrainer_ema_select.store import Staging
 from onetrainer_ema_select.synthesis import Synthesis
 from onetrainer_ema_select.tracks import check_positions

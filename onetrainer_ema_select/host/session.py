@@ -25,10 +25,10 @@ from onetrainer_ema_select.host.report import Reporter
 from onetrainer_ema_select.host.space import SpaceWatch
 from onetrainer_ema_select.integrity import backup_problem
 from onetrainer_ema_select.manifest import EmaRecord, ParkedRecord
+from onetrainer_ema_select.mixture import Mixture
 from onetrainer_ema_select.publisher import Publisher
 from onetrainer_ema_select.resume import EmaSource
 from onetrainer_ema_select.settings import EmaSelectSettings, WeightSet
-from onetrainer_ema_select.snapshots import Mixture
 from onetrainer_ema_select.state_dict_view import Site
 from onetrainer_ema_select.workspace import is_pinned
 

@@ -20,9 +20,10 @@ from onetrainer_ema_select.cli.inspection_text import report_lines
 from onetrainer_ema_select.errors import BackupError, PostHocError
 from onetrainer_ema_select.host.export import synthesize as synthesize_module
 from onetrainer_ema_select.manifest import read_manifest
+from onetrainer_ema_select.mixture import Mixture, mix
 from onetrainer_ema_select.recognise import refuse_other
 from onetrainer_ema_select.rounding import StochasticRounding
-from onetrainer_ema_select.snapshots import Mixture, choose_end, find_snapshots, line_to, mix
+from onetrainer_ema_select.snapshots import choose_end, find_snapshots, line_to
 from onetrainer_ema_select.synthesis import Synthesis
 from onetrainer_ema_select.workspace import SNAPSHOT_FOLDER, scan_workspace
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from onetrainer_ema_select.snapshots import Mixture, choose_end, find_snapshots, mix
+from onetrainer_ema_select.mixture import Mixture, mix
+from onetrainer_ema_select.snapshots import choose_end, find_snapshots
 from onetrainer_ema_select.synthesis import Synthesis
 from onetrainer_ema_select.workspace import scan_workspace
 

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from onetrainer_ema_select.choices import WeightSet
 from onetrainer_ema_select.host import bootstrap
-from onetrainer_ema_select.snapshots import choose_end, find_snapshots, mix
+from onetrainer_ema_select.mixture import mix
+from onetrainer_ema_select.snapshots import choose_end, find_snapshots
 from onetrainer_ema_select.synthesis import Synthesis
 from onetrainer_ema_select.validation import read_history
 from onetrainer_ema_select.workspace import pinned_backups

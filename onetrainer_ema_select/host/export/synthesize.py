@@ -13,8 +13,9 @@ from onetrainer_ema_select.host.export.messages import ExportOrder, ExportResult
 from onetrainer_ema_select.host.locate import find_onetrainer
 from onetrainer_ema_select.integrity import backup_problem, read_safetensors_header
 from onetrainer_ema_select.manifest import read_manifest
+from onetrainer_ema_select.mixture import Mixture, mix
 from onetrainer_ema_select.recognise import refuse_incomplete, refuse_other
-from onetrainer_ema_select.snapshots import Mixture, Snapshot, choose_end, find_snapshots, mix
+from onetrainer_ema_select.snapshots import Snapshot, choose_end, find_snapshots
 from onetrainer_ema_select.workspace import BACKUP_FOLDER, MILESTONE_FOLDER, folders_in
 
 
